@@ -8,9 +8,11 @@ integer type whose products wrap alike on TensorFlow, JAX and PyTorch.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any  # a backend tensor
@@ -32,17 +34,18 @@ def _mix(word: Tensor) -> Tensor:
     return ops.bitwise_xor(word, _shift_right(word, 16))
 
 
-def random_words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:
-    """Draw `count` words of 32 random bits.
+def words_at(seed: Tensor, step: Tensor, stream: Any, position: Tensor) -> Tensor:
+    """Return the word of 32 random bits at each position of a stream.
 
     Args:
         seed: int32 scalar. Runs with different seeds are independent.
         step: int32 scalar. Different steps are independent.
-        stream: Python int, one for each variable and purpose.
-        count: Number of words.
+        stream: Python int, one for each variable and purpose; or one int32 for each
+            position.
+        position: int32 tensor.
 
     Returns:
-        int32 tensor of shape `(count,)`, equal on every backend and device.
+        int32 tensor, equal on every backend and device.
     """
     key = _mix(ops.cast(seed, "int32") + _GOLDEN)
     key = _mix(ops.bitwise_xor(key, ops.cast(step, "int32")))
@@ -50,21 +53,65 @@ def random_words(seed: Tensor, step: Tensor, stream: int, count: int) -> Tensor:
     second_key = _mix(key + _GOLDEN)
     # Two keys, because with one the words of two steps would be one sequence
     # read from two starting points.
-    counter = ops.arange(count, dtype="int32")
-    return _mix(_mix(ops.bitwise_xor(counter, key)) + second_key)
+    return _mix(_mix(ops.bitwise_xor(position, key)) + second_key)
+
+
+def random_words(
+    seed: Tensor, step: Tensor, stream: int, count: int, start: int = 0
+) -> Tensor:
+    """Draw the `count` words of a stream from position `start` on, as `words_at`."""
+    return words_at(seed, step, stream, ops.arange(start, start + count, dtype="int32"))
 
 
 class Noise:
     """Abstract source of independent unit noise: mean 0, variance 1.
 
-    A subclass implements `__call__(seed, step, stream, shape)` as a pure function,
-    so that the same four arguments always give the same array.
+    A subclass implements `__call__` as a pure function, so that the same arguments
+    always give the same array.
     """
 
     def __call__(
-        self, seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...]
+        self,
+        seed: Tensor,
+        step: Tensor,
+        stream: int,
+        shape: tuple[int, ...],
+        start: int = 0,
     ) -> Tensor:
-        """Draw a float32 tensor of `shape`."""
+        """Draw a float32 tensor of `shape`.
+
+        Args:
+            seed: int32 scalar.
+            step: int32 scalar, the update.
+            stream: Python int, one for each variable and purpose.
+            shape: Shape of the draw.
+            start: Number of scalars of this stream that are passed over, a multiple
+                of 32: a long draw may be made in pieces.
+        """
+        raise NotImplementedError
+
+    def in_a_row(
+        self, seed: Tensor, step: Tensor, streams: Sequence[int], sizes: Sequence[int]
+    ) -> Tensor:
+        """Draw `sizes[i]` scalars of `streams[i]`, all in one flat tensor.
+
+        Equal to single calls, so what a variable draws does not depend on which
+        others are updated with it. `_at` makes one operation of it.
+        """
+        if type(self)._at is Noise._at:
+            draws = [
+                self(seed, step, stream, (size,))
+                for stream, size in zip(streams, sizes, strict=True)
+            ]
+            return ops.concatenate(draws)
+        position = np.concatenate([np.arange(size, dtype="int32") for size in sizes])
+        stream = np.repeat(np.asarray(streams, "int32"), sizes)
+        return self._at(seed, step, stream, ops.convert_to_tensor(position))
+
+    def _at(
+        self, seed: Tensor, step: Tensor, stream: np.ndarray, position: Tensor
+    ) -> Tensor:
+        """Draw the scalar at each position of the stream beside it."""
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
@@ -77,38 +124,52 @@ class Noise:
         return cls(**config)
 
 
+def standard_normal(words: Tensor) -> Tensor:
+    """Map words of random bits to standard normal numbers, `sqrt(2) erfinv(u)`.
+
+    `u`, of 23 bits and symmetric about 0, ends at 1 - 2**-23, a result at 5.3. With
+    one bit more `(1 + u) / 2`, which TensorFlow works out, would be 1 at its end, and
+    the result infinite.
+    """
+    uniform = (ops.cast(ops.right_shift(words, 9), "float32") + 0.5) * 2.0**-22
+    return math.sqrt(2.0) * ops.erfinv(uniform)
+
+
 @keras.saving.register_keras_serializable(package="keras_bayestune")
 class Gaussian(Noise):
-    """Standard normal noise by the Box-Muller transform (Box & Muller, 1958).
+    """Standard normal noise by inversion; its tails end at 5.3 standard deviations."""
 
-    `(r cos a, r sin a)` with `r = sqrt(-2 log u)`, `a = 2 pi u'`; `u` has 24 bits,
-    so the tails end at 5.9 standard deviations.
-    """
+    def __call__(self, seed, step, stream, shape, start=0):  # noqa: D102
+        words = random_words(seed, step, stream, math.prod(shape), start)
+        return ops.reshape(standard_normal(words), shape)
 
-    def __call__(self, seed, step, stream, shape):  # noqa: D102
-        size = math.prod(shape)
-        half = (size + 1) // 2
-        words = random_words(seed, step, stream, 2 * half)
-        uniform = (ops.cast(_shift_right(words, 8), "float32") + 0.5) * 2.0**-24
-        radius = ops.sqrt(-2.0 * ops.log(uniform[:half]))
-        angle = (2.0 * math.pi) * uniform[half:]
-        pair = ops.concatenate([radius * ops.cos(angle), radius * ops.sin(angle)])
-        return ops.reshape(pair[:size], shape)
+    def _at(self, seed, step, stream, position):
+        return standard_normal(words_at(seed, step, stream, position))
 
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")
 class Rademacher(Noise):
     """Random signs, +1 or -1 with probability 1/2 each.
 
-    One hashed word serves 32 scalars, so a draw costs a shift and a compare. A
-    weak-order-1 integrator such as Euler-Maruyama keeps its order with any noise of
-    mean 0, variance 1 and third moment 0 (Kloeden & Platen, 1992, section 14.1).
+    One hashed word serves 32 scalars. A weak-order-1 integrator such as
+    Euler-Maruyama keeps its order with any noise of mean 0, variance 1 and third
+    moment 0 (Kloeden & Platen, 1992, section 14.1).
     """
 
-    def __call__(self, seed, step, stream, shape):  # noqa: D102
+    def __call__(self, seed, step, stream, shape, start=0):  # noqa: D102
         size = math.prod(shape)
-        words = random_words(seed, step, stream, -(-size // 32))
-        bit = ops.expand_dims(ops.arange(32, dtype="int32"), 1)
-        signs = ops.bitwise_and(ops.right_shift(words, bit), 1) * 2 - 1
-        signs = ops.reshape(ops.cast(signs, "float32"), (-1,))
-        return ops.reshape(signs[:size], shape)
+        words = random_words(seed, step, stream, -(-size // 32), start // 32)
+        # The 32 bits of a word lie side by side: XLA then finds word and bit of a
+        # scalar by shifts, and its loop over the weights is vectorised.
+        signs = _signs(ops.expand_dims(words, 1), ops.arange(32, dtype="int32"))
+        return ops.reshape(ops.reshape(signs, (-1,))[:size], shape)
+
+    def _at(self, seed, step, stream, position):
+        words = words_at(seed, step, stream, ops.right_shift(position, 5))
+        return _signs(words, ops.bitwise_and(position, 31))
+
+
+def _signs(words: Tensor, bit: Tensor) -> Tensor:
+    """Return +1 where the bit of the word is set, else -1."""
+    bits = ops.bitwise_and(ops.right_shift(words, bit), 1)
+    return ops.cast(bits * 2 - 1, "float32")

@@ -7,6 +7,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
+def pytest_collection_modifyitems(items):
+    """Refuse names that differ from process to process: pytest-xdist needs equal ones.
+
+    An object among the parameters needs `ids=`, else its address is in the name.
+    """
+    changing = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if changing:
+        raise pytest.UsageError(f"Give these parameters stable ids: {changing}")
+
+
 # Set before the first import of a backend, which reads them once. One thread: the
 # models here are tiny, and on busy cores a second one mostly waits for the first.
 os.environ.setdefault("MPLBACKEND", "Agg")

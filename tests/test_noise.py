@@ -4,8 +4,15 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy import stats
 
-from keras_bayestune.noise import Gaussian, Noise, Rademacher, random_words
+from keras_bayestune.noise import (
+    Gaussian,
+    Noise,
+    Rademacher,
+    random_words,
+    standard_normal,
+)
 
 SHAPE = (1000, 1001)
 BOTH = pytest.mark.parametrize("noise", [Gaussian(), Rademacher()])
@@ -49,8 +56,6 @@ def test_moments(noise):
 
 
 def test_gaussian_kurtosis_and_distribution():
-    from scipy import stats
-
     x = _draw(Gaussian()).ravel()
     assert abs((x**4).mean() - 3) < 4.5 * np.sqrt(96 / x.size)
     assert stats.kstest(x, "norm").pvalue > 1e-3
@@ -91,6 +96,26 @@ def test_no_correlation_between_consecutive_steps_of_a_scalar(noise):
 @BOTH
 def test_equal_arguments_repeat(noise):
     np.testing.assert_array_equal(_draw(noise), _draw(noise))
+
+
+@BOTH
+def test_streams_in_a_row_are_those_streams(noise):
+    streams, sizes = [4, 0, 9], [70, 1, 33]
+    found = ops.convert_to_numpy(noise.in_a_row(7, 3, streams, sizes))
+    single = [
+        _draw(noise, stream=stream, shape=(size,))
+        for stream, size in zip(streams, sizes, strict=True)
+    ]
+    np.testing.assert_array_equal(found, np.concatenate(single))
+
+
+def test_the_normal_number_of_extreme_words():
+    """TensorFlow's own `erfinv` is infinite one bit further out."""
+    words = np.array([-(2**31), 2**31 - 1, -1, 0], "int32")
+    found = ops.convert_to_numpy(standard_normal(ops.convert_to_tensor(words)))
+    tail = stats.norm.ppf(1 - 2.0**-24)
+    np.testing.assert_allclose(found[:2], [-tail, tail], rtol=1e-3)
+    np.testing.assert_allclose(found[2:], [-1.5e-7, 1.5e-7], rtol=0.01)
 
 
 @BOTH

@@ -4,7 +4,7 @@
 import math
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,19 +18,25 @@ from keras_bayestune.optimizers.arguments import (
     check_noise_scale,
     check_type,
 )
-from keras_bayestune.optimizers.state import check_saved_state
+from keras_bayestune.optimizers.state import (
+    check_saved_state,
+    save_non_trainable,
+    split_non_trainable,
+)
+from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
 from keras_bayestune.optimizers.weight_state import WeightState
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
 from keras_bayestune.updates.begin import Chain, Schedule, begin_step
+from keras_bayestune.updates.joined import drawing, joined, per_scalar
 from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
     sum_over_replicas,
     update_each,
 )
-from keras_bayestune.updates.sampled import adam_update, update_weight
+from keras_bayestune.updates.sampled import adam_update, update_weight, with_sample
 
 Tensor = Any  # a backend tensor
 
@@ -134,6 +140,9 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self.seed = None if seed is None else check_integer("seed", seed, 0)
         self.second_moment = bool(second_moment)
+        # Of the model's non-trainable float variables, in its order: whoever starts
+        # the chain puts them here, so that they are saved with it.
+        self.non_trainable_anchors: list[np.ndarray] = []
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the state for `variables`; their values become the anchors."""
@@ -191,6 +200,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
         # A norm summed in float16 would be infinite above 256.
         grads = [ops.cast(g, "float32") for g in sum_over_replicas(grads)]
+        if self.global_clipnorm:
+            return grads  # clipped by `Step.gradient_scale`
         clipped = super()._clip_gradients(grads)
         if self.clipvalue:
             # An infinity clipped to a number would no longer skip the update: add
@@ -199,21 +210,35 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         return clipped
 
     def _apply_weight_decay(self, variables: Any) -> None:
-        """Done in `update_step`, so that a skipped step leaves the weights alone."""
+        """Done with the update, so that a skipped step leaves the weights alone."""
 
     def _backend_update_step(
         self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Tensor
     ) -> None:
         step = self._begin_step(grads, trainable_variables, learning_rate)
-        update_each(self.update_step, grads, trainable_variables, step)
+        gradients = dict(
+            zip(map(self._get_variable_index, trainable_variables), grads, strict=True)
+        )
+        for i, gradient in gradients.items():
+            if self._states[i].prior is None:
+                self._update_without_prior(i, gradient, step)
+        groups = grouped(
+            gradients,
+            self._states,
+            self._trainable_variables,
+            [self._use_weight_decay(v) for v in self._trainable_variables],
+        )
+        for group in groups:
+            self._update(group, joined([gradients[i] for i in group.indices]), step)
+        self._add_sample(groups, step)
 
     def _begin_step(
         self, grads: list[Tensor], variables: list[Any], learning_rate: Tensor
     ) -> Step:
         """Work out and store the scalars of this update."""
-        squares = [ops.sum(ops.square(g)) for g in grads]
+        norms = [ops.sqrt(ops.sum(ops.square(g))) for g in grads]
         indices = [self._get_variable_index(v) for v in variables]
-        by_index = dict(zip(indices, squares, strict=True))
+        by_index = dict(zip(indices, norms, strict=True))
         sizes = {
             i: float(math.prod(v.shape))
             for i, v in zip(indices, variables, strict=True)
@@ -221,7 +246,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         zero = ops.zeros((), "float32")
         step, chain = begin_step(
             Chain(*(ops.convert_to_tensor(v) for v in self._chain)),
-            squares,
+            norms,
             [by_index.get(i, zero) for i in self._prior_index],
             [sizes.get(i, 0.0) for i in self._prior_index],
             ops.cast(learning_rate, "float32"),
@@ -232,6 +257,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 self.thinning,
                 self.noise_scale,
                 self.effective_size == "auto",
+                self.global_clipnorm,
             ),
         )
         for variable, value in zip(self._chain, chain, strict=True):
@@ -240,45 +266,59 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self._noise_per_step.assign(noise)
         return step
 
-    def update_step(self, gradient: Tensor, variable: Any, step: Step) -> None:
-        """Update one variable; `step` takes the place of Keras's learning rate."""
-        i = self._get_variable_index(variable)
-        state = self._states[i]
-        decay: Tensor | float = 0.0
+    def _update_without_prior(self, i: int, gradient: Tensor, step: Step) -> None:
+        """Update variable `i` by Adam."""
+        variable, slots = self._trainable_variables[i], self._states[i].slots
+        targets = (variable, slots["momentum"], slots["velocity"])
+        value, momentum, velocity = map(ops.convert_to_tensor, targets)
+        decay = self._decay(variable, step)
+        new = adam_update(value, gradient, momentum, velocity, decay, step)
+        self._store(zip(targets, new, strict=True))
+
+    def _update(self, group: WeightGroup, gradient: Tensor, step: Step) -> None:
+        """Update the weights of a group as one."""
+        places = [self._prior_index[i] for i in group.indices]
+        n = self.sampler.num_noises
+        new = update_weight(
+            group.weight(),
+            group.anchor(),
+            gradient,
+            drawing(
+                self.sampler.noise,
+                step,
+                [[n * p + k for p in places] for k in range(n)],
+                group.shapes,
+            ),
+            step,
+            per_scalar(step.step_size, places, group.shapes),
+            self._decay(group.variables[0], step),
+            self.sampler,
+            group.prior,
+        )
+        self._store(group.changes(new))
+
+    def _decay(self, variable: Any, step: Step) -> Tensor | float:
         if self.weight_decay and self._use_weight_decay(variable):
-            decay = step.learning_rate * self.weight_decay
-        if state.prior is None:
-            momentum, velocity = state.slots["momentum"], state.slots["velocity"]
-            new_values = adam_update(
-                ops.convert_to_tensor(variable),
-                gradient,
-                ops.convert_to_tensor(momentum),
-                ops.convert_to_tensor(velocity),
-                decay,
-                step,
-            )
-            changes = zip((variable, momentum, velocity), new_values, strict=True)
-        else:
-            place, draws = self._prior_index[i], self.sampler.num_noises
-            noises = tuple(
-                self.sampler.noise(
-                    step.seed, step.count, place * draws + k, tuple(variable.shape)
-                )
-                for k in range(draws)
-            )
-            new = update_weight(
-                state.read(variable),
-                gradient,
-                noises,
-                step,
-                step.step_size[place],
-                decay,
-                self.sampler,
-                state.prior,
-            )
-            changes = state.changes(variable, new)
-        for target, value in changes:
-            self.assign(target, value)
+            return step.learning_rate * self.weight_decay
+        return 0.0
+
+    def _add_sample(self, groups: list[WeightGroup], step: Step) -> None:
+        """Add a posterior sample to the running moments, if one is due."""
+        new = with_sample(
+            [(group.moments(), group.weight(), group.anchor()) for group in groups],
+            [group.prior for group in groups],
+            step,
+            self.sampler,
+        )
+        for group, moments in zip(groups, new, strict=True):
+            self._store(group.moment_changes(moments))
+
+    def _store(self, changes: Iterable[tuple[Any, Tensor]]) -> None:
+        """Assign each value to its variable, on every replica."""
+        targets, values = zip(*changes, strict=True)
+        update_each(
+            lambda value, target, _: self.assign(target, value), values, targets, ()
+        )
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Set the variables to their moving averages, if those are kept."""
@@ -408,8 +448,15 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Load saved state; a state of another optimizer or model is an error."""
-        check_saved_state(store, self.variables, "BayesTuneSGLD")
-        super().load_own_variables(store)
+        own, anchors = split_non_trainable(store)
+        check_saved_state(own, self.variables, "BayesTuneSGLD")
+        super().load_own_variables(own)
+        self.non_trainable_anchors = anchors
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the state, the anchors of non-trainable variables included."""
+        super().save_own_variables(store)
+        save_non_trainable(store, self.non_trainable_anchors)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

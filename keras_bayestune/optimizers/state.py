@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+
+_STATISTIC = "non_trainable_"  # key of the anchors that are no optimizer variables
 
 
 def check_saved_state(
@@ -32,3 +35,19 @@ def check_saved_state(
         "It was saved with another model or with other arguments of the optimizer. "
         "Build model and optimizer as they were when the state was saved."
     )
+
+
+def save_non_trainable(store: Any, anchors: Sequence[np.ndarray]) -> None:
+    """Add the anchors of non-trainable variables to a saved optimizer state."""
+    for i, anchor in enumerate(anchors):
+        store[f"{_STATISTIC}{i}"] = anchor
+
+
+def split_non_trainable(
+    store: Any,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """Return what Keras saved, and what `save_non_trainable` added to it."""
+    keys = list(store.keys())  # Keras's store is no mapping
+    own = {key: store[key] for key in keys if not key.startswith(_STATISTIC)}
+    count = len(keys) - len(own)
+    return own, [np.array(store[f"{_STATISTIC}{i}"]) for i in range(count)]

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_bayestune.priors import LaplacePrior
 from keras_bayestune.samplers import Sampler
-from keras_bayestune.updates.sampled import Weight
+from keras_bayestune.updates.sampled import Moments, Weight
 
 Tensor = Any  # a backend tensor
 
@@ -68,27 +68,36 @@ class WeightState:
             second_moment=add("scale_second_moment") if second_moment else None,
         )
 
-    def read(self, variable: Any) -> Weight:
-        """Return the arrays of a weight under a prior."""
+    def weight(self, variable: Any) -> Weight:
+        """Return what an update moves of a weight under a prior."""
         return Weight(
             value=ops.convert_to_tensor(variable),
-            anchor=ops.convert_to_tensor(self.anchor),
             displacement=_tensor_or_none(self.displacement),
             slots={n: ops.convert_to_tensor(slot) for n, slot in self.slots.items()},
-            mean=ops.convert_to_tensor(self.mean),
-            second_moment=_tensor_or_none(self.second_moment),
         )
+
+    def moments(self) -> Moments:
+        """Return the running means of the score."""
+        return Moments(
+            ops.convert_to_tensor(self.mean), _tensor_or_none(self.second_moment)
+        )
+
+    def moment_changes(self, new: Moments) -> list[tuple[Any, Tensor]]:
+        """Return what to assign to which variable so that `new` is stored."""
+        pairs = [(self.mean, new.mean), (self.second_moment, new.second_moment)]
+        return [pair for pair in pairs if pair[0] is not None]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weight was given a layout over devices."""
+        return getattr(self.mean, "_layout", None) is not None
 
     def changes(self, variable: Any, new: Weight) -> list[tuple[Any, Tensor]]:
         """Return what to assign to which variable so that `new` is stored."""
-        pairs = [
-            (variable, new.value),
-            (self.displacement, new.displacement),
-            (self.mean, new.mean),
-            (self.second_moment, new.second_moment),
-        ]
-        pairs += [(self.slots[name], value) for name, value in new.slots.items()]
-        return [(target, value) for target, value in pairs if target is not None]
+        pairs = [(variable, new.value)]
+        if self.displacement is not None:
+            pairs.append((self.displacement, new.displacement))
+        return pairs + [(self.slots[name], slot) for name, slot in new.slots.items()]
 
 
 def _tensor_or_none(variable: keras.Variable | None) -> Tensor | None:

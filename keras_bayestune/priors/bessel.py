@@ -135,8 +135,11 @@ class Shrinkage:
         """Evaluate at `w >= 0`, any shape."""
         if self.rational is None:
             return 0.5 * w * ops.exp(self._log_ratio(w))
-        x = 1.0 - 2.0 / (1.0 + w)
-        return (1.0 + 0.5 * w) * _horner(self.rational, x)
+        # In 1 + w only: a square root read twice would keep XLA on CPUs from making
+        # one loop of a whole update.
+        above = 1.0 + w
+        polynomial = _horner(self.rational, 1.0 - 2.0 / above)
+        return (0.5 + 0.5 * above) * polynomial
 
 
 def _fit_minimax(

@@ -18,6 +18,7 @@ class Step(NamedTuple):
 
     count: Tensor  # int32 (), updates counted from 1
     learning_rate: Tensor  # float32 ()
+    gradient_scale: Tensor  # float32 (), what clipping leaves of every gradient
     step_size: Tensor  # float32 (V,), h of each weight tensor
     effective_size: Tensor  # float32 (), N; 0 while it is not known
     noise_scale: Tensor  # float32 (), gamma

@@ -29,12 +29,13 @@ class Schedule(NamedTuple):
     thinning: int
     noise_scale: float
     measure_effective_size: bool
+    global_clipnorm: float | None
 
 
 def begin_step(
     chain: Chain,
-    squares: Sequence[Tensor],
-    prior_squares: Sequence[Tensor],
+    norms: Sequence[Tensor],
+    prior_norms: Sequence[Tensor],
     sizes: Sequence[float],
     learning_rate: Tensor,
     sampler: Sampler,
@@ -43,21 +44,31 @@ def begin_step(
     """Return the scalars of this update, and the chain's after it.
 
     A gradient with a NaN or an infinity anywhere makes the update a skipped one: it
-    is counted, and nothing else changes.
+    is counted, and nothing else changes. The gradients are clipped to their global
+    norm by one factor that the update of each weight multiplies in, which saves a
+    pass over all of them.
 
     Args:
         chain: Scalars before the update.
-        squares: Sum of the squared gradient of every variable, float32 scalars.
-        prior_squares: The same, of the V weight tensors under a prior.
+        norms: Norm of the gradient of every variable, float32 scalars.
+        prior_norms: The same, of the V weight tensors under a prior.
         sizes: Number of scalars of each of those V, 0 where no gradient came.
         learning_rate: float32 scalar.
         sampler: The rule of the update.
         schedule: When what happens.
     """
-    finite = ops.isfinite(ops.sum(ops.stack(squares)))
+    # `dot`, because XLA would write a sum of scalars out in the loop of each weight.
+    stacked = ops.stack(norms)
+    square = ops.dot(stacked, stacked)
+    finite = ops.isfinite(square)
     count = chain.count + ops.cast(finite, "int32")
+    gradient_scale = ops.ones_like(square)
+    if schedule.global_clipnorm is not None:
+        limit = schedule.global_clipnorm
+        gradient_scale = limit / ops.maximum(ops.sqrt(square), limit)
     pooled = sampler.metric.pool(
-        ops.stack(prior_squares), ops.maximum(ops.convert_to_tensor(sizes), 1.0)
+        ops.square(ops.stack(prior_norms) * gradient_scale),
+        ops.maximum(ops.convert_to_tensor(sizes), 1.0),
     )
     mean_square = ops.where(
         finite, DECAY * chain.mean_square + (1.0 - DECAY) * pooled, chain.mean_square
@@ -80,6 +91,7 @@ def begin_step(
     step = Step(
         count=count,
         learning_rate=learning_rate,
+        gradient_scale=gradient_scale,
         step_size=step_size,
         effective_size=effective_size,
         noise_scale=ops.convert_to_tensor(schedule.noise_scale, dtype="float32"),

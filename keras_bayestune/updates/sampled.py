@@ -1,5 +1,7 @@
 """One stage-1 update of one weight tensor, generic over backends."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -7,25 +9,31 @@ from keras import ops
 from keras_bayestune.priors import LaplacePrior
 from keras_bayestune.samplers import Sampler, Step, adam_change
 from keras_bayestune.updates.branch import branch
+from keras_bayestune.updates.pieces import in_pieces
 
 Tensor = Any  # a backend tensor
 
 
 class Weight(NamedTuple):
-    """Everything stage 1 keeps of one weight tensor; all of the weight's shape."""
+    """What an update moves of one weight tensor; all of the weight's shape."""
 
     value: Tensor  # the weight's dtype
-    anchor: Tensor  # the weight's dtype, the pre-trained value
     displacement: Tensor | None  # float32, only for weights narrower than float32
     slots: dict[str, Tensor]  # float32, the sampler's
-    mean: Tensor  # float32, running mean of the score
-    second_moment: Tensor | None  # float32, running mean of its square, if asked
+
+
+class Moments(NamedTuple):
+    """Running means of the score of one weight tensor, float32."""
+
+    mean: Tensor
+    second_moment: Tensor | None  # of its square, if asked
 
 
 def update_weight(
     weight: Weight,
+    anchor: Tensor,
     gradient: Tensor,
-    noises: tuple[Tensor, ...],
+    draw: Callable[[int, tuple[int, ...], int], Tensor],
     step: Step,
     step_size: Tensor,
     decay: Tensor | float,
@@ -40,46 +48,45 @@ def update_weight(
 
     Args:
         weight: State before the update.
-        gradient: float32, gradient of the mean minibatch loss.
-        noises: `sampler.num_noises` arrays of unit noise.
+        anchor: The pre-trained value, in the weight's dtype.
+        gradient: float32, gradient of the mean minibatch loss, before
+            `step.gradient_scale`.
+        draw: `draw(k, shape, start)` is the k-th of the `sampler.num_noises` unit
+            noises, from the scalar at flat position `start` on.
         step: Scalars of this update.
         step_size: float32 `()`, this weight's h.
         decay: Weight decay times learning rate, a share of the weight; 0 for none.
         sampler: The rule.
         prior: The prior of this weight.
     """
-    dtype = weight.value.dtype
-    seen = ops.cast(weight.value - weight.anchor, "float32")
-    if weight.displacement is None:
-        before = seen
-    else:
-        carried = weight.anchor + ops.cast(weight.displacement, dtype)
-        kept = ops.equal(carried, weight.value)
-        before = ops.where(kept, weight.displacement, seen)
-    moved = before - decay * ops.cast(weight.value, "float32")
-    after, slots = sampler.update(
-        moved, gradient, weight.slots, noises, step, step_size, prior
-    )
-    # `where` and not a product with 0, which would keep a NaN.
-    after = ops.where(step.finite, after, before)
-    slots = {
-        name: ops.where(step.finite, slot, weight.slots[name])
-        for name, slot in slots.items()
-    }
-    if weight.displacement is None:
-        value = weight.value + ops.cast(after - before, dtype)
-    else:
-        value = weight.anchor + ops.cast(after, dtype)
 
-    mean, second_moment = _with_sample(weight, after, slots, step, sampler, prior)
-    return Weight(
-        value,
-        weight.anchor,
-        None if weight.displacement is None else after,
-        slots,
-        mean,
-        second_moment,
-    )
+    def update(arrays: tuple[Weight, Tensor, Tensor], start: int) -> Weight:
+        (value, displacement, slots), anchor, gradient = arrays
+        dtype = value.dtype
+        seen = ops.cast(value - anchor, "float32")
+        if displacement is None:
+            before = seen
+        else:
+            carried = anchor + ops.cast(displacement, dtype)
+            before = ops.where(ops.equal(carried, value), displacement, seen)
+        moved = before - decay * ops.cast(value, "float32")
+        shape = tuple(value.shape)
+        noises = tuple(draw(k, shape, start) for k in range(sampler.num_noises))
+        gradient = gradient * step.gradient_scale
+        after, new_slots = sampler.update(
+            moved, gradient, slots, noises, step, step_size, prior
+        )
+        # `where` and not a product with 0, which would keep a NaN.
+        after = ops.where(step.finite, after, before)
+        new_slots = {
+            name: ops.where(step.finite, slot, slots[name])
+            for name, slot in new_slots.items()
+        }
+        if displacement is None:
+            return Weight(value + ops.cast(after - before, dtype), None, new_slots)
+        return Weight(anchor + ops.cast(after, dtype), after, new_slots)
+
+    return in_pieces(update, (weight, anchor, gradient))
 
 
 def adam_update(
@@ -94,6 +101,7 @@ def adam_update(
 
     All three are as before if not `step.finite`. Arguments as in `update_weight`.
     """
+    gradient = gradient * step.gradient_scale
     change, new_momentum, new_velocity = adam_change(
         gradient, momentum, velocity, step.learning_rate, ops.maximum(step.count, 1)
     )
@@ -105,26 +113,52 @@ def adam_update(
     )
 
 
-def _with_sample(
-    weight: Weight,
-    displacement: Tensor,
-    slots: dict[str, Tensor],
+def with_sample(
+    weights: Sequence[tuple[Moments, Weight, Tensor]],
+    priors: Sequence[LaplacePrior],
     step: Step,
     sampler: Sampler,
-    prior: LaplacePrior,
-) -> tuple[Tensor, Tensor | None]:
-    """Running moments of the score: `mean + (score - mean) / n` on a sample step."""
-    moments: tuple[Tensor, ...] = (weight.mean,)
-    if weight.second_moment is not None:
-        moments += (weight.second_moment,)
+) -> list[Moments]:
+    """Return the running moments of each weight after this update.
+
+    On a sample step `mean + (score - mean) / n`, else the moments as they are.
+
+    Args:
+        weights: Moments before the update, the updated weight, and its anchor.
+        priors: The prior of each of them.
+        step: Scalars of this update.
+        sampler: The rule.
+    """
+
+    def updated(
+        prior: LaplacePrior, arrays: tuple[Moments, Weight, Tensor], start: int
+    ) -> Moments:
+        (mean, second_moment), weight, anchor = arrays
+        displacement = weight.displacement
+        if displacement is None:
+            displacement = ops.cast(weight.value - anchor, "float32")
+        score = sampler.score(displacement, weight.slots, prior)
+        mean = mean + (score - mean) / step.num_samples
+        if second_moment is not None:
+            change = score * score - second_moment
+            second_moment = second_moment + change / step.num_samples
+        return Moments(mean, second_moment)
 
     def take() -> tuple[Tensor, ...]:
-        score = sampler.score(displacement, slots, prior)
-        powers = (score, score * score)
-        return tuple(
-            moment + (power - moment) / step.num_samples
-            for moment, power in zip(moments, powers, strict=False)
+        return _present(
+            [
+                in_pieces(partial(updated, prior), arrays)
+                for arrays, prior in zip(weights, priors, strict=True)
+            ]
         )
 
-    moments = branch(step.sample, take, lambda: moments)
-    return moments[0], moments[1] if len(moments) == 2 else None
+    moments = [old for old, _, _ in weights]
+    after = iter(branch(step.sample, take, lambda: _present(moments)))
+    return [
+        Moments(next(after), None if old.second_moment is None else next(after))
+        for old in moments
+    ]
+
+
+def _present(moments: Sequence[Moments]) -> tuple[Tensor, ...]:
+    return tuple(tensor for pair in moments for tensor in pair if tensor is not None)

@@ -25,7 +25,11 @@ def new_gradients(dtype, updates=6):
     ]
 
 
-@pytest.mark.parametrize("sampler", [None, JointLangevin(), Authors()], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [None, JointLangevin(), Authors()],
+    ids=["default", "JointLangevin", "Authors"],
+)
 @pytest.mark.parametrize("dtype", [*NARROW, "float64"])
 def test_state_is_float32_and_anchors_are_exact(dtype, sampler):
     if dtype == "float64" and keras.backend.backend() == "jax":

@@ -129,7 +129,11 @@ def test_a_skipped_measurement_of_the_effective_size_is_made_up_for():
     assert sizes[0] == sizes[1] is not None
 
 
-@pytest.mark.parametrize("sampler", [Collapsed(), JointLangevin()], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [Collapsed(), JointLangevin()],
+    ids=["Collapsed", "JointLangevin"],
+)
 def test_huge_noise_stays_finite(sampler):
     optimizer = BayesTuneSGLD(
         1.0,

@@ -19,8 +19,8 @@ class RecordedNoise(Noise):
     def __init__(self, streams):
         self.streams = [ops.convert_to_tensor(stream) for stream in streams]
 
-    def __call__(self, seed, step, stream, shape):
-        return ops.take(self.streams[stream], step - 1, axis=0)
+    def __call__(self, seed, step, stream, shape, start=0):
+        return ops.reshape(ops.take(self.streams[stream], step - 1, axis=0), shape)
 
 
 @pytest.mark.parametrize("name", FILES)

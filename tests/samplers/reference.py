@@ -62,6 +62,7 @@ def step_of(
     return Step(
         count=ops.convert_to_tensor(count, dtype="int32"),
         learning_rate=number(learning_rate),
+        gradient_scale=number(1.0),
         step_size=ops.reshape(number(step_size), (1,)),
         effective_size=number(effective_size),
         noise_scale=number(noise_scale),

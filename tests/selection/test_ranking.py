@@ -257,7 +257,12 @@ def test_above_is_strict():
 def test_all_equal():
     assert Ranking({"a": np.ones(4), "b": np.ones(2, np.float32)}).all_equal
     assert Ranking({"a": np.array([0.0, -0.0])}).all_equal
-    assert not Ranking({"a": np.array([1.0, 1.0 + 2**-52])}).all_equal
+    assert Ranking({"a": np.array([1.0, 1.0 + 2**-52])}).all_equal  # rounding
+    assert Ranking({"a": np.array([-1.0, -1.0 - 2**-50])}).all_equal
+    assert not Ranking({"a": np.array([1.0, 1.0 + 2**-49])}).all_equal
+    nearly = np.array([1.0, 1.0 - 2**-22, 1.0 + 2**-22], np.float32)
+    assert Ranking({"a": nearly}).all_equal
+    assert not Ranking({"a": np.append(nearly, np.float32(1 + 2**-20))}).all_equal
     assert not Ranking({"a": np.array([1.0, 2.0])}).all_equal
 
 

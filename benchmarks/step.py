@@ -18,6 +18,7 @@ import keras_hub
 import numpy as np
 
 import keras_bayestune as kbt
+from keras_bayestune.callbacks.compact_training import CompactTraining
 
 SIZES = {  # layers, heads, width, inner width, vocabulary
     "4m": (2, 2, 128, 512, 30522),
@@ -92,7 +93,23 @@ METHODS: dict[str, Callable[[keras.Model], object]] = {
     "stage 1, joint": stage_one(kbt.JointLangevin()),
     "stage 1, authors": stage_one(kbt.Authors()),
     "stage 2": stage_two,
+    "stage 2, compact": stage_two,
 }
+
+
+def nbytes(variable: keras.Variable) -> int:
+    """Bytes of a variable."""
+    return keras.ops.convert_to_numpy(variable).nbytes
+
+
+def gradient_bytes(model: keras.Model, compact: bool) -> int:
+    """Switch compact gradients on if asked; return the bytes of all gradients."""
+    if compact:
+        training = CompactTraining()
+        training.set_model(model)
+        training.start()
+        return training.gradients.gradient_bytes
+    return sum(map(nbytes, model.trainable_variables))
 
 
 def main() -> None:
@@ -110,7 +127,7 @@ def main() -> None:
     names = list(dict.fromkeys(["adam", *arguments.methods]))
 
     x, y = random_batch(arguments.batch, arguments.tokens)
-    models, first, state = {}, {}, {}
+    models, first, state, gradients = {}, {}, {}, {}
     for name in names:
         model = build_model(arguments.size, arguments.tokens)
         model.compile(
@@ -118,11 +135,12 @@ def main() -> None:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
         start = time.perf_counter()
+        gradients[name] = gradient_bytes(model, compact="compact" in name)
         model.train_on_batch(x, y)
         first[name] = time.perf_counter() - start
         scalars = model.count_params()
-        bytes_of = [v.value.nbytes for v in model.optimizer.variables]
-        state[name] = sum(bytes_of) / scalars
+        state[name] = sum(map(nbytes, model.optimizer.variables)) / scalars
+        gradients[name] /= scalars
         models[name] = model
         print(f"{name}: first step {first[name]:.1f} s", flush=True)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -139,7 +157,7 @@ def main() -> None:
         f"{arguments.repeats}; peak of the whole run {peak:.1f} GiB"
     )
     header = f"{'method':<22}{'step s':>8}{'/ Adam':>8}{'first s':>9}{'/ Adam':>8}"
-    print(header + f"{'state B/scalar':>16}")
+    print(header + f"{'state B/scalar':>16}{'gradients':>11}")
     rows = []
     for name in names:
         step = statistics.median(times[name])
@@ -149,9 +167,10 @@ def main() -> None:
         compile_ratio = first[name] / first["adam"]
         print(
             f"{name:<22}{step:8.3f}{ratio:8.2f}{first[name]:9.1f}{compile_ratio:8.2f}"
-            f"{state[name]:16.2f}"
+            f"{state[name]:16.2f}{gradients[name]:11.2f}"
         )
-        rows.append([name, step, ratio, first[name], compile_ratio, state[name]])
+        row = [name, step, ratio, first[name], compile_ratio]
+        rows.append([*row, state[name], gradients[name]])
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump({"arguments": vars(arguments), "rows": rows}, file, indent=1)

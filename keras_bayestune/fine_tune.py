@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.task_head import task_head_paths
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.masks import SparseMask
@@ -171,7 +172,7 @@ def fine_tune(
         **fit_arguments(train, batch_size),
         validation_data=validation_data,
         epochs=epochs,
-        callbacks=list(callbacks),
+        callbacks=[CompactTraining(), *callbacks],
         verbose=verbose,
     )
     delta = SparseDelta.from_model(

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -17,13 +18,14 @@ class ScaleTrace:
     one.
 
     Args:
-        optimizer: The optimizer of stage 1, built.
+        means: Path and running mean of each variable under a prior; none for a trace
+            whose stage 1 is over.
         scalars: How many scalars to follow, drawn evenly over all of them.
     """
 
-    def __init__(self, optimizer: BayesTuneSGLD, scalars: int):
+    def __init__(self, means: list[tuple[str, keras.Variable]], scalars: int):
         """Choose the scalars."""
-        shapes = {path: mean.shape for path, mean in optimizer.running_means()}
+        shapes = {path: mean.shape for path, mean in means}
         starts = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())])
         scalars = min(scalars, int(starts[-1]))
         chosen = np.linspace(0, starts[-1] - 1, scalars).astype("int64")
@@ -54,3 +56,11 @@ class ScaleTrace:
     def samples(self) -> np.ndarray:
         """Return the samples, shape `(samples, scalars)`."""
         return np.array(self._samples)
+
+    def state(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Return what `restore` takes."""
+        return self._count, self.samples(), np.asarray(self._total)
+
+    def restore(self, count: int, samples: np.ndarray, total: np.ndarray) -> None:
+        """Go on from the state of another trace of the same scalars."""
+        self._count, self._samples, self._total = count, list(samples), total

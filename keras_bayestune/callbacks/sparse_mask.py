@@ -3,7 +3,6 @@
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.callbacks.backup import Backup, Progress
+from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.plan import Plan
 from keras_bayestune.callbacks.progress import stage_one_numbers
+from keras_bayestune.callbacks.result import Result
 from keras_bayestune.callbacks.save_plots import save_plots
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.callbacks.switching import switch_optimizer
@@ -59,11 +61,19 @@ class SparseMaskCallback(keras.callbacks.Callback):
             state per batch.
         plot_dir: Folder for `scales.png`, `mask.png` and, with a trace, `trace.png`,
             drawn at the end of stage 1; needs matplotlib.
+        backup_dir: Folder for `state.safetensors`, the whole state of the run,
+            replaced at the start of every epoch and deleted at the end of `fit`. A
+            new process that runs the same script goes on from it, bit for bit, in
+            either stage; the model must be built before `fit`.
+        compact_gradients: Whether stage 2 computes the gradients of Dense, EinsumDense
+            and Embedding layers at the selected scalars only: "auto" where that is
+            estimated to be faster, `True` wherever it can be, `False` nowhere.
 
     Raises:
         TypeError: if the model is not compiled with `BayesTuneSGLD`.
         ValueError: if an argument is out of range, if the planned steps end before
-            the first sample, or if stage 2 would have no epoch left.
+            the first sample, if stage 2 would have no epoch left, or if the state in
+            `backup_dir` is damaged or of another run.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
@@ -94,6 +104,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
         exclude_head: bool = True,
         trace_scalars: int = 0,
         plot_dir: str | os.PathLike[str] | None = None,
+        backup_dir: str | os.PathLike[str] | None = None,
+        compact_gradients: bool | str = "auto",
     ):
         """Check the arguments."""
         super().__init__()
@@ -107,12 +119,14 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self.exclude_head = exclude_head
         self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
         self.plot_dir = None if plot_dir is None else Path(plot_dir)
-        self._result: _Result | None = None
+        self._backup = None if backup_dir is None else Backup(Path(backup_dir))
+        self._compact = CompactTraining(compact_gradients)
+        self._result: Result | None = None
         self._numbers: dict[str, float] = {}
         self._trace: ScaleTrace | None = None
-        self._frozen_state: dict[str, np.ndarray] = {}
         self._batches_before_epoch = 0
         self._batches = 0
+        self._is_first_epoch = True
 
     @property
     def mask(self) -> SparseMask:
@@ -139,7 +153,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             )
         return self._trace.samples()
 
-    def _finished(self) -> "_Result":
+    def _finished(self) -> Result:
         if self._result is None:
             raise ValueError(
                 "Stage 1 has not ended yet, so there is no mask. Run model.fit(..., "
@@ -154,7 +168,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the plan before the first step."""
+        self._is_first_epoch = True
+        self._compact.set_model(self.model)
         if self._result is not None:
+            self._restore_backup()
             return  # stage 2 goes on in another `fit`
         self.plan.check_fit(
             self._stage_one(), self.params["epochs"], self.params.get("steps")
@@ -163,11 +180,65 @@ class SparseMaskCallback(keras.callbacks.Callback):
         optimizer = self._stage_one()
         if optimizer.built and optimizer.num_updates == 0:
             optimizer.reset_anchors()
-        self._frozen_state = {
-            v.path: ops.convert_to_numpy(v)
+        if optimizer.num_updates == 0 or not optimizer.non_trainable_anchors:
+            optimizer.non_trainable_anchors = [
+                np.array(ops.convert_to_numpy(v)) for v in self._statistics()
+            ]
+        self._restore_backup()
+
+    def _statistics(self) -> list[keras.Variable]:
+        """Non-trainable variables that may change, such as moving averages."""
+        return [
+            v
             for v in self.model.non_trainable_variables
             if keras.backend.is_float_dtype(v.dtype)
-        }
+        ]
+
+    def _restore_backup(self) -> None:
+        """Go on from the backup, if there is one."""
+        saved = None if self._backup is None else self._backup.open()
+        if saved is None:
+            return
+        model, progress = self.model, saved.progress
+        with strategy_scope(model):
+            if not model.built:
+                raise ValueError(
+                    "To go on from `backup_dir` the model must be built before `fit`: "
+                    "give it an Input, or call it on a batch first."
+                )
+            if progress.result is not None and self._result is None:
+                self._switch(progress.result.mask)
+            elif progress.result is None and self._result is not None:
+                raise ValueError(
+                    "The backup is of stage 1, but this callback and model are in "
+                    "stage 2. Make the model and the callback anew, as a new process "
+                    "would."
+                )
+            model.optimizer.build(model.trainable_variables)
+        saved.restore(model)
+        self._result, self._numbers = progress.result, progress.numbers
+        self._batches = progress.batches
+        means = []
+        if self._result is None:
+            means = self._stage_one().running_means()
+            self._stage_one().non_trainable_anchors = progress.non_trainable
+        if progress.trace is not None:
+            self._trace = ScaleTrace(means, self.trace_scalars)
+            self._trace.restore(*progress.trace)
+        # As keras.callbacks.BackupAndRestore does (Keras 3.15).
+        model._initial_epoch = progress.epoch
+
+    def _write_backup(self, epoch: int) -> None:
+        if self._backup is None:
+            return
+        trace = None if self._trace is None else self._trace.state()
+        statistics = (
+            self._stage_one().non_trainable_anchors if self._result is None else []
+        )
+        progress = Progress(
+            epoch, self._batches, self._numbers, self._result, statistics, trace
+        )
+        self._backup.save(self.model, progress)
 
     def _stage_one(self) -> BayesTuneSGLD:
         optimizer = unscaled(self.model.optimizer)
@@ -192,8 +263,17 @@ class SparseMaskCallback(keras.callbacks.Callback):
             switch_optimizer(self.model, without_prior_on(head, optimizer))
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Remember where the epoch starts."""
+        """Remember where the epoch starts, and write the backup."""
+        if self._is_first_epoch:
+            # A `fit` that goes on from an earlier one counts the batches of that, too.
+            steps = self.params.get("steps") or 0
+            self._batches = max(self._batches, epoch * steps)
+        else:
+            # Not at the end of the last one, which other callbacks have yet to end.
+            self._write_backup(epoch)
+        self._is_first_epoch = False
         self._batches_before_epoch = self._batches
+        self._compact.start()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Follow the trace; end stage 1 if it was planned by batches."""
@@ -204,11 +284,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if self.trace_scalars:
             optimizer = self._stage_one()
             if self._trace is None:
-                self._trace = ScaleTrace(optimizer, self.trace_scalars)
+                self._trace = ScaleTrace(optimizer.running_means(), self.trace_scalars)
             self._trace.record(optimizer)
         steps = self.plan.sampling_steps
         if steps is not None and self._batches >= steps:
             self._end_stage_one()
+            self._compact.start()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """End stage 1 if it was planned by epochs; log where the run is."""
@@ -238,6 +319,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Any = None) -> None:
         """Build the mask if stage 1 lasted until here; report skipped steps."""
+        self._end_fit()
+        if self._backup is not None:
+            self._backup.delete()
+
+    def _end_fit(self) -> None:
+        self._compact.on_train_end()
         if self._result is None:
             self._end_stage_one()
         elif self.restore_anchors and self.plan.finetune_optimizer is None:
@@ -269,10 +356,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
             per_layer=self.per_layer,
             always=whole,
         )
-        self._result = _Result(
+        self._result = Result(
             mask=mask,
             scores=scores,
-            anchors={**optimizer.anchors(), **self._frozen_state},
+            anchors={**optimizer.anchors(), **self._anchors_of_statistics()},
             skipped_steps=optimizer.skipped_steps,
             metadata={
                 "selector": "posterior mean scale",
@@ -291,24 +378,29 @@ class SparseMaskCallback(keras.callbacks.Callback):
             optimizer.finalize_variable_values(self.model.trainable_variables)
         if self.restore_anchors:
             self._restore()
+        with strategy_scope(self.model):
+            self._switch(mask)
+
+    def _switch(self, mask: SparseMask) -> None:
+        """Begin stage 2, if there is one."""
         if self.plan.finetune_optimizer is not None:
-            with strategy_scope(self.model):
-                stage_two = SparseOptimizer(self.plan.finetune_optimizer, mask)
-                switch_optimizer(self.model, stage_two)
+            stage_two = SparseOptimizer(self.plan.finetune_optimizer, mask)
+            switch_optimizer(self.model, stage_two)
+
+    def _anchors_of_statistics(self) -> dict[str, np.ndarray]:
+        variables = self._statistics()
+        anchors = self._stage_one().non_trainable_anchors
+        shapes = [tuple(v.shape) for v in variables]
+        if shapes != [anchor.shape for anchor in anchors]:
+            raise ValueError(
+                f"The model has {len(variables)} non-trainable float variables, and "
+                f"the state of stage 1 was begun with {len(anchors)} or with others. "
+                "Keep the layers and their `trainable` as they were when it began."
+            )
+        return {v.path: a for v, a in zip(variables, anchors, strict=True)}
 
     def _restore(self) -> None:
         anchors = self._finished().anchors
         for variable in self.model.variables:
             if variable.path in anchors:
                 variable.assign(anchors[variable.path])
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What stage 1 leaves behind."""
-
-    mask: SparseMask
-    scores: dict[str, np.ndarray]
-    anchors: dict[str, np.ndarray]
-    skipped_steps: int
-    metadata: dict[str, Any]

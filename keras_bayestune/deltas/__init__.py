@@ -1,5 +1,6 @@
 """Deltas: what a user keeps, ships and combines."""
 
+from keras_bayestune.deltas.averaging import average_predictions
 from keras_bayestune.deltas.conflicts import Conflicts, conflicts
 from keras_bayestune.deltas.dare import dare
 from keras_bayestune.deltas.delta import SparseDelta
@@ -12,6 +13,7 @@ __all__ = [
     "Conflicts",
     "DeltaSet",
     "SparseDelta",
+    "average_predictions",
     "conflicts",
     "dare",
     "save_merged",

@@ -214,13 +214,16 @@ def _entries(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flat positions and displacements, without zeros; double entries add up."""
     inputs, outputs = sides
-    # PEFT writes the indices as float32 on Windows.
-    rows = np.asarray(indices).astype("int64")
-    if rows.shape != (2, len(weights)):
+    indices, weights = np.asarray(indices), np.asarray(weights)
+    if weights.ndim != 1 or indices.shape != (2, len(weights)):
         raise ValueError(
-            f"The indices for {path} must have shape (2, {len(weights)}). Received: "
-            f"{rows.shape}."
+            f"The indices for {path} must have shape (2, {weights.size}). Received: "
+            f"{indices.shape}, with values of shape {weights.shape}."
         )
+    # PEFT writes the indices as float32 on Windows. Compared as they come: what is
+    # no number or too large must not reach the cast.
+    with np.errstate(invalid="ignore"):
+        rows = np.where(np.abs(indices) < 2**31, indices, -1).astype("int64")
     row, column = rows
     outside = (rows < 0).any() or (row >= outputs).any() or (column >= inputs).any()
     if outside:

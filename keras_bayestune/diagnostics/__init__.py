@@ -1,8 +1,27 @@
-"""Statistics of chains of sampled scores."""
+"""Diagnostics of chains, of the selections they lead to, and of predictions."""
 
+from keras_bayestune.diagnostics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
 from keras_bayestune.diagnostics.effective_sample_size import (
     MINIMUM_DRAWS,
     effective_sample_size,
 )
+from keras_bayestune.diagnostics.stability import (
+    overlap_matrix,
+    selection_frequency,
+    selection_probability,
+)
 
-__all__ = ["MINIMUM_DRAWS", "effective_sample_size"]
+__all__ = [
+    "MINIMUM_DRAWS",
+    "brier_score",
+    "effective_sample_size",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+    "overlap_matrix",
+    "selection_frequency",
+    "selection_probability",
+]

@@ -1,10 +1,12 @@
+# Over 300 lines: one optimizer; a third of it is docstrings and delegation.
 """Stage 2: any Keras optimizer, on the selected scalars only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_bayestune.masks import SparseMask
@@ -16,7 +18,7 @@ from keras_bayestune.updates.replicas import (
     holds_on_all,
     update_each,
 )
-from keras_bayestune.updates.selected import gather, resynced, scatter
+from keras_bayestune.updates.selected import gather, resynced, scatter, write
 from keras_bayestune.updates.skip import apply_if
 
 Tensor = Any  # a backend tensor
@@ -76,6 +78,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner = inner
         self.mask = mask
+        # Index of a probe, which receives the gradient of the selected scalars of a
+        # variable in that variable's place -> index of the variable.
+        self._probed: dict[int, int] = {}
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the vectors of selected scalars and the inner optimizer's state."""
@@ -117,9 +122,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         )
         if len(indices) and not is_whole:
             position = self._add_vector(variable, "positions", indices, "int32")
-            start = gather(
-                ops.convert_to_tensor(variable), ops.convert_to_tensor(position)
-            )
+            # In NumPy: JAX would compile a gather for each variable.
+            weight = ops.convert_to_numpy(ops.convert_to_tensor(variable))
+            start = weight.reshape(-1)[indices]
             value = self._add_vector(variable, "selected", start, dtype)
         self._values.append(value)
         self._positions.append(position)
@@ -130,10 +135,38 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     ) -> keras.Variable:
         return self.add_variable(
             shape=(len(start),),
-            initializer=lambda shape, dtype: ops.cast(ops.array(start), dtype),
+            initializer=lambda shape, dtype: ops.array(np.asarray(start, dtype)),
             dtype=dtype,
             name=f"{variable.path.replace('/', '_')}_{name}",
         )
+
+    def trains(self, i: int) -> bool:
+        """Return whether the mask holds any scalar of the `i`-th variable."""
+        return self._is_whole[i] or self._values[i] is not None
+
+    def selected_positions(self, i: int) -> np.ndarray | None:
+        """Return the flat positions in the `i`-th variable if it trains in part."""
+        positions = self._positions[i]
+        return None if positions is None else ops.convert_to_numpy(positions)
+
+    def add_probes(self, probes: Mapping[int, keras.Variable]) -> None:
+        """Expect part of the gradient of some variables from a probe.
+
+        Args:
+            probes: By index of the variable; its gradient has the shape of the
+                variable's selected scalars.
+        """
+        for i, probe in probes.items():
+            j = len(self._values) + len(self._probed)
+            self._trainable_variables_indices[self._var_key(probe)] = j
+            self._probed[j] = i
+
+    def remove_probes(self) -> None:
+        """Forget what `add_probes` said."""
+        indices = self._trainable_variables_indices
+        for key in [key for key, i in indices.items() if i in self._probed]:
+            del indices[key]
+        self._probed.clear()
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -162,7 +195,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def _apply_to_selected(self, grads: list[Tensor], variables: list[Any]) -> None:
         trained, trained_grads = [], []
+        compact, pairs = {}, []
         for gradient, variable in zip(grads, variables, strict=True):
+            i = self._get_variable_index(variable)
+            if i in self._probed:
+                compact[self._probed[i]] = gradient
+            else:
+                pairs.append((gradient, variable))
+        variables = [variable for _, variable in pairs]
+        for gradient, variable in pairs:
             i = self._get_variable_index(variable)
             if self._is_whole[i]:
                 trained.append(variable)
@@ -171,9 +212,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 self._values[i].assign(self._present_values(i, variable))
                 trained.append(self._values[i])
                 trained_grads.append(
-                    None
-                    if gradient is None
-                    else gather(gradient, ops.convert_to_tensor(self._positions[i]))
+                    self._selected_gradient(i, gradient, compact.get(i))
                 )
         present = [g for g in trained_grads if g is not None]
         if not present:
@@ -188,6 +227,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self._constrain(variables, finite)
         self._skipped.assign_add(1 - ops.cast(finite, "int32"))
         self._write_back(variables)
+
+    def _selected_gradient(
+        self, i: int, gradient: Tensor | None, compact: Tensor | None
+    ) -> Tensor | None:
+        if gradient is None:
+            return compact
+        selected = gather(gradient, ops.convert_to_tensor(self._positions[i]))
+        if compact is None:
+            return selected
+        return compact + ops.cast(selected, compact.dtype)
 
     def _present_values(self, i: int, variable: Any) -> Tensor:
         position = ops.convert_to_tensor(self._positions[i])
@@ -219,12 +268,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                     (ops.convert_to_tensor(value), ops.convert_to_tensor(position))
                 )
 
-        def write(selected: tuple[Tensor, Tensor], variable: Any, _: Any) -> None:
+        def write_one(selected: tuple[Tensor, Tensor], variable: Any, _: Any) -> None:
             value, position = selected
-            before = ops.convert_to_tensor(variable)
-            self.assign(variable, scatter(before, position, value))
+            write(variable, position, value)
 
-        update_each(write, selected, partial, ())
+        update_each(write_one, selected, partial, ())
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Set final values, such as the inner optimizer's moving average."""

@@ -34,6 +34,15 @@ def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:
     return model.distribute_strategy.scope()
 
 
+def is_one_device(model: keras.Model) -> bool:
+    """Return whether neither the model nor its batches are spread over devices."""
+    if keras.distribution.distribution() is not None:
+        return False
+    if keras.backend.backend() != "tensorflow":
+        return True
+    return model.distribute_strategy.num_replicas_in_sync == 1
+
+
 def dense_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients with TensorFlow's `IndexedSlices` made dense."""
     if keras.backend.backend() != "tensorflow":

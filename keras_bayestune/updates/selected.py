@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import keras
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 Tensor = Any  # a backend tensor
 
@@ -20,6 +22,21 @@ def scatter(value: Tensor, indices: Tensor, selected: Tensor) -> Tensor:
         ops.cast(selected, value.dtype),
     )
     return ops.reshape(flat, value.shape)
+
+
+def write(variable: Any, indices: Tensor, selected: Tensor) -> None:
+    """Set the scalars of `variable` at flat positions; the rest keeps its bits.
+
+    In place on PyTorch, where nothing else does away with a copy of the weight: JAX
+    donates its buffer, and TensorFlow's compiler sees both ends.
+    """
+    eager = keras.backend.backend() == "torch" and not in_stateless_scope()
+    if eager and variable.value.is_contiguous():
+        flat = variable.value.detach().view(-1)
+        flat[indices.long()] = ops.cast(selected, variable.dtype)
+        return
+    before = ops.convert_to_tensor(variable)
+    variable.assign(scatter(before, indices, selected))
 
 
 def resynced(carried: Tensor, present: Tensor) -> Tensor:

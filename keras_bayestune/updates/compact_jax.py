@@ -1,0 +1,68 @@
+"""Gradients of selected scalars on JAX; see `compact`."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def products(x: Any, dy: Any, rows: np.ndarray, columns: np.ndarray, step: int) -> Any:
+    """Sums over n of `x[n, rows] * dy[n, columns]`, `step` rows of the batch a time.
+
+    One row of the batch stays in the cache while all entries read from it; gathering
+    for all rows at once would write `n` times `k` scalars to memory.
+    """
+
+    def add(total, pair):
+        x, dy = pair
+        for n in range(step):
+            left = jnp.take(x[n], rows, mode="clip").astype("float32")
+            right = jnp.take(dy[n], columns, mode="clip").astype("float32")
+            total += left * right
+        return total, None
+
+    blocks = tuple(a.reshape(-1, step, a.shape[1]) for a in (x, dy))
+    return jax.lax.scan(add, jnp.zeros(len(rows)), blocks)[0]
+
+
+products_uncompiled = products
+
+
+def lookups(
+    ids: Any, dy: Any, rows: np.ndarray, columns: np.ndarray, entries: int
+) -> Any:
+    """Sums of the rows of `dy` whose id is in `rows`, at `columns`."""
+    count = len(ids)
+    # Any one place for all rows of the batch with one id; `count` where there is none.
+    place = jnp.full(entries, count, "int32").at[ids].min(jnp.arange(count))
+    sums = jnp.zeros((count + 1, dy.shape[1])).at[place[ids]].add(dy.astype("float32"))
+    return sums.at[place[rows], columns].get(mode="clip")
+
+
+def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
+    """See `compact.with_gradient`."""
+
+    @jax.custom_vjp
+    def identity(y, x, probe):
+        return y
+
+    def forward(y, x, probe):
+        return y, x
+
+    def backward(x, dy):
+        return dy, None, gradient(x, dy)
+
+    identity.defvjp(forward, backward)
+    return identity(y, jax.lax.stop_gradient(x), probe)
+
+
+def slowdown(jit_compile: bool = True) -> int:
+    """The loop runs on one core, a dense product on all."""
+    return os.cpu_count() or 1
+
+
+def is_faster_here(jit_compile: bool) -> bool:
+    """See `compact.is_faster_here`."""
+    return jit_compile and jax.default_backend() == "cpu"

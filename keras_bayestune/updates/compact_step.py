@@ -1,0 +1,63 @@
+"""A train step that differentiates by more variables than the model shows outside."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+from keras import ops
+
+
+def step_with_probes(
+    model: keras.Model,
+    train_step: Callable[..., Any],
+    showing_probes: Callable[[], AbstractContextManager[None]],
+    frozen: Sequence[keras.Variable],
+) -> Callable[..., Any]:
+    """Return `train_step`, run while the model counts probes as trainable variables.
+
+    JAX hands a train step the values of the variables as lists; the values of the
+    probes go in and out of them here. PyTorch computes the gradient of whatever is
+    trainable, so there `frozen` is not meanwhile.
+
+    Args:
+        model: The model whose step it is.
+        train_step: The model's own.
+        showing_probes: Context in which `model.trainable_variables` has the probes.
+        frozen: Variables that the optimizer leaves alone.
+    """
+    if keras.backend.backend() == "jax":
+
+        def stateless_step(state: Any, data: Any) -> Any:
+            variables = model.trainable_variables
+            values = {
+                id(variable): value
+                for variable, value in zip(variables, state[0], strict=True)
+            }
+            with showing_probes():
+                variables = model.trainable_variables
+                shown = [
+                    values[id(v)] if id(v) in values else ops.zeros(v.shape, v.dtype)
+                    for v in variables
+                ]
+                logs, (new, *others) = train_step((shown, *state[1:]), data)
+            kept = [
+                value
+                for variable, value in zip(variables, new, strict=True)
+                if id(variable) in values
+            ]
+            return logs, (kept, *others)
+
+        return stateless_step
+
+    def step(data: Any) -> Any:
+        try:
+            for variable in frozen:
+                variable.trainable = False
+            with showing_probes():
+                return train_step(data)
+        finally:
+            for variable in frozen:
+                variable.trainable = True
+
+    return step

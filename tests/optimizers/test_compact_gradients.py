@@ -1,0 +1,186 @@
+"""Stage 2 with compact gradients ends where stage 2 without them does."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from keras.optimizers import SGD, Adam
+
+from keras_bayestune import SparseMask, SparseOptimizer
+from keras_bayestune.optimizers.compact_gradients import CompactGradients
+
+BACKEND = keras.backend.backend()
+TOKENS = 30
+
+
+class OwnDense(keras.layers.Dense):
+    """A layer whose `call` may do anything."""
+
+    def call(self, inputs, training=None):
+        return 2.0 * super().call(inputs, training=training)
+
+
+def new_model(dtype="float32"):
+    """Tied embeddings, a regularised layer used twice, one with its own call."""
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    keras.config.set_dtype_policy(dtype)
+    layers = keras.layers
+    ids = keras.Input((6,), dtype="int32")
+    table = layers.ReversibleEmbedding(TOKENS, 8, name="table")
+    x = layers.LayerNormalization(name="norm")(table(ids))
+    twice = layers.Dense(8, "tanh", kernel_regularizer="l2", name="twice")
+    x = OwnDense(8, name="own")(twice(twice(x)))
+    x = layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d", name="einsum")(x)
+    keras.config.set_dtype_policy("float32")
+    return keras.Model(ids, table(x, reverse=True))
+
+
+def new_mask(model):
+    rng = np.random.default_rng(3)
+    scores = {v.path: rng.random(v.shape) for v in model.trainable_variables}
+    scores = {p: s * ("norm" not in p) for p, s in scores.items()}
+    return SparseMask.from_scores(scores, fraction=0.2)
+
+
+def new_compiled(inner=lambda: Adam(1e-2), dtype="float32", **arguments):
+    model = new_model(dtype)
+    optimizer = SparseOptimizer(inner(), new_mask(model))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, **arguments)
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def fit(model, epochs=1):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, TOKENS, (2, 24, 6)).astype("int32")
+    model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False)
+    return [ops.convert_to_numpy(v) for v in model.weights]
+
+
+def fitted_both_ways(**arguments):
+    dense = fit(new_compiled(**arguments))
+    model = new_compiled(**arguments)
+    gradients = CompactGradients(model, force=True)
+    gradients.install()
+    before = [ops.convert_to_numpy(v).copy() for v in model.weights]
+    compact = fit(model)
+    return model, gradients, before, dense, compact
+
+
+def test_ends_where_whole_gradients_end():
+    model, gradients, before, dense, compact = fitted_both_ways()
+    for new, old in zip(compact, dense, strict=True):
+        np.testing.assert_allclose(new, old, atol=2e-6)
+    names = {path.split("/")[0] for path in gradients.layers}
+    assert names == {"table", "twice", "einsum"}
+    mask = unwrapped(model).mask
+    for variable, old, new in zip(model.weights, before, compact, strict=True):
+        frozen = np.ones(new.size, bool)
+        frozen[mask.indices.get(variable.path, [])] = False
+        assert new.reshape(-1)[frozen].tobytes() == old.reshape(-1)[frozen].tobytes()
+
+
+def unwrapped(model):
+    optimizer = model.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        ("mixed_bfloat16", 2e-2),
+        pytest.param("mixed_float16", 4e-3, marks=pytest.mark.long),
+    ],
+)
+def test_mixed_precision(dtype, tolerance):
+    *_, dense, compact = fitted_both_ways(inner=lambda: SGD(0.1), dtype=dtype)
+    for new, old in zip(compact, dense, strict=True):
+        np.testing.assert_allclose(new, old, atol=tolerance)
+
+
+@pytest.mark.long
+def test_accumulation_clipping_and_weight_decay():
+    def inner():
+        return Adam(
+            1e-2, gradient_accumulation_steps=2, global_clipnorm=0.5, weight_decay=0.1
+        )
+
+    *_, dense, compact = fitted_both_ways(inner=inner)
+    for new, old in zip(compact, dense, strict=True):
+        np.testing.assert_allclose(new, old, atol=2e-6)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BACKEND == "torch", reason="does not compile by default")
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_with_and_without_a_compiler(jit_compile):
+    *_, dense, compact = fitted_both_ways(jit_compile=jit_compile)
+    for new, old in zip(compact, dense, strict=True):
+        np.testing.assert_allclose(new, old, atol=2e-6)
+
+
+def test_nothing_is_left_behind(tmp_path):
+    model = new_compiled()
+    paths = [v.path for v in model.weights]
+    trainable = [v.path for v in model.trainable_variables]
+    state = len(model.optimizer.variables)
+    gradients = CompactGradients(model, force=True)
+    gradients.install()
+    fit(model)
+    model.save_weights(tmp_path / "during.weights.h5")
+    assert [v.path for v in model.weights] == paths
+    gradients.remove()
+    assert [v.path for v in model.trainable_variables] == trainable
+    assert len(model.optimizer.variables) == state
+    assert "train_step" not in vars(model)
+    assert not any("call" in vars(layer) for layer in model._flatten_layers())
+    other = new_model()
+    other.load_weights(tmp_path / "during.weights.h5")
+    for new, old in zip(other.weights, model.weights, strict=True):
+        assert np.array_equal(ops.convert_to_numpy(new), ops.convert_to_numpy(old))
+
+
+def test_a_model_compiled_anew_trains_as_a_whole():
+    model = new_compiled()
+    CompactGradients(model, force=True).install()
+    model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(True))
+    before = ops.convert_to_numpy(model.get_layer("norm").gamma).copy()
+    fit(model)
+    assert (ops.convert_to_numpy(model.get_layer("norm").gamma) != before).all()
+
+
+def test_gradient_bytes():
+    model = new_compiled()
+    gradients = CompactGradients(model, force=True)
+    selected = {p: len(i) for p, i in unwrapped(model).mask.indices.items()}
+    compact = sum(4 * selected[path] for path in gradients.layers)
+    whole = sum(
+        4 * v.value.numpy().size if BACKEND == "tensorflow" else v.value.nbytes
+        for v in model.trainable_variables
+        if selected.get(v.path) and v.path not in gradients.layers
+    )
+    assert gradients.gradient_bytes == compact + whole
+
+
+def test_layers_that_do_something_else_with_their_weight_are_left_alone():
+    model = new_model()
+    model.get_layer("einsum").enable_lora(2)
+    model.get_layer("twice").quantize("int8")
+    optimizer = SparseOptimizer(Adam(1e-2), new_mask(model))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(True))
+    optimizer.build(model.trainable_variables)
+    gradients = CompactGradients(model, force=True)
+    names = {path.split("/")[0] for path in gradients.layers}
+    assert names == {"table"}
+
+
+def test_eager_models_and_models_without_stage_two():
+    model = new_compiled(run_eagerly=True)
+    assert not CompactGradients(model, force=True).layers
+    model.compile(SGD(0.1), "mse")
+    with pytest.raises(ValueError, match=r"needs a model whose SparseOptimizer is bui"):
+        CompactGradients(model)

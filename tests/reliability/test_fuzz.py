@@ -1,0 +1,277 @@
+"""Every file that the library reads, changed at random: a ValueError, or it loads.
+
+Half of the inputs are raw (bytes flipped, cut, repeated), half are changed inside and
+signed again, so that they get past the checksum.
+"""
+
+import json
+import os
+import time
+import tracemalloc
+import zlib
+
+import keras
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from keras_bayestune import SparseDelta, SparseMask
+from keras_bayestune.callbacks import state_file
+from keras_bayestune.callbacks.backup import Backup, Progress, Saved
+from keras_bayestune.callbacks.result import Result
+from keras_bayestune.callbacks.state_file import StateFile
+from keras_bayestune.deltas import file_format
+from keras_bayestune.deltas.encoding import deflated
+from keras_bayestune.deltas.shira import TorchLinear, load_shira, save_shira
+from keras_bayestune.masks import file as mask_file
+
+MOST_BYTES = 64 << 20  # that a reader may allocate for a file of some kB
+SECONDS = float(os.environ.get("KERAS_BAYESTUNE_FUZZ_SECONDS", "600"))
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 9),
+    st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, -(2**63), 10**400]),
+    st.floats(),
+    st.text(max_size=9),
+    st.lists(st.integers(-1, 2**62), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+ARRAYS = st.builds(
+    lambda dtype, shape, fill: np.full(shape, fill).astype(dtype),
+    st.sampled_from(["int8", "int32", "int64", "uint8", "float16", "float32", "bool"]),
+    st.lists(st.integers(0, 4), max_size=3),
+    st.integers(-2, 200),
+)
+RAW = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 4), st.binary(min_size=1, max_size=9)),
+    min_size=1,
+    max_size=4,
+)
+
+
+def garbled(data, edits):
+    for where, kind, new in edits:
+        at = int(where * len(data))
+        data = [
+            data[:at] + new + data[at + len(new) :],
+            data[:at] + new + data[at:],
+            data[:at],
+            data[:at] + data[at + len(new) :],
+            data[:at] + data[at // 2 : at] + data[at:],
+        ][kind]
+    return data
+
+
+def changed(draw, document):
+    """A JSON document with something in it replaced, removed or added."""
+    if isinstance(document, dict | list) and document and draw(st.integers(0, 5)):
+        keys = list(document) if isinstance(document, dict) else range(len(document))
+        key = draw(st.sampled_from(list(keys)))
+        copy = document.copy()
+        if draw(st.integers(0, 4)):
+            copy[key] = changed(draw, document[key])
+        else:
+            del copy[key]
+        return copy
+    return draw(ODD)
+
+
+def changed_arrays(draw, arrays):
+    """Some array replaced, changed in one place, or left out."""
+    arrays = dict(arrays)
+    if not arrays or draw(st.booleans()):
+        return arrays
+    name = draw(st.sampled_from(sorted(arrays)))
+    kind = draw(st.integers(0, 2))
+    if kind == 0:
+        arrays[name] = draw(ARRAYS)
+    elif kind == 1:
+        del arrays[name]
+    elif arrays[name].size:
+        copy = arrays[name].copy()
+        at = draw(st.integers(0, copy.size - 1))
+        copy.reshape(-1).view(np.uint8)[at] ^= draw(st.integers(1, 255))
+        arrays[name] = copy
+    return arrays
+
+
+def model():
+    keras.utils.clear_session(free_memory=False)
+    layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+class MaskFile:
+    def __init__(self, folder):
+        self.path = folder / "mask.safetensors"
+        rng = np.random.default_rng(0)
+        scores = {"a/kernel": rng.normal(size=(20, 30)), "a/bias": rng.normal(size=30)}
+        SparseMask.from_scores(scores, "auto", always={"head": (3,)}).save(self.path)
+        self.whole = self.path.read_bytes()
+        self.indices, fields = mask_file.read(self.path)
+        self.fields = {k: fields[k] for k in mask_file._FIELDS}
+
+    def write_changed(self, draw):
+        text = json.dumps(changed(draw, self.fields))
+        indices = changed_arrays(draw, self.indices)
+        metadata = {
+            "format": "keras_bayestune.mask",
+            "version": "1",
+            "mask": text,
+            "sha256": mask_file._checksum(text, indices),
+        }
+        self.path.write_bytes(safetensors.numpy.save(indices, metadata))
+
+    def load(self):
+        SparseMask.load(self.path)
+
+
+class DeltaFile:
+    def __init__(self, folder):
+        self.path = folder / "delta.safetensors"
+        base, tuned = model(), model()
+        for variable in tuned.trainable_variables:
+            value = np.array(keras.ops.convert_to_numpy(variable))
+            value.flat[::3] += 1.0
+            variable.assign(value)
+        SparseDelta.from_checkpoints(base, tuned).save(self.path)
+        self.whole = self.path.read_bytes()
+        self.tensors = safetensors.numpy.load(self.whole)
+        length = int.from_bytes(self.whole[:8], "little")
+        header = json.loads(self.whole[8 : 8 + length])
+        self.document = json.loads(header["__metadata__"][file_format.ENTRY])
+        self.rows = json.loads(zlib.decompress(self.tensors["variables"].tobytes()))
+
+    def write_changed(self, draw):
+        tensors, document, rows = dict(self.tensors), dict(self.document), self.rows
+        if draw(st.integers(0, 2)):
+            rows = changed(draw, rows)
+        else:
+            document = {**document, **{draw(st.sampled_from(sorted(document))): 1}}
+        packed = deflated(json.dumps(rows).encode())
+        tensors["variables"] = np.frombuffer(packed, "uint8")
+        tensors = changed_arrays(draw, tensors)
+        document["sha256"] = file_format.NO_DIGEST
+        text = json.dumps(document)
+        data = safetensors.numpy.save(tensors, {file_format.ENTRY: text})
+        start = data.index(file_format.NO_DIGEST.encode())
+        digest = file_format.digest(data, start).encode()
+        self.path.write_bytes(data[:start] + digest + data[start + 64 :])
+
+    def load(self):
+        SparseDelta.load(self.path)
+
+
+class StateFileOfARun:
+    def __init__(self, folder):
+        self.path = folder / "state.safetensors"
+        mask = SparseMask({"a": [0, 5], "b": [1]}, {"a": (3, 2), "b": (4,)})
+        scores = {"a": np.ones((3, 2), "float32")}
+        result = Result(mask, scores, scores, 1, {"samples": 3})
+        trace = (3, np.ones((3, 2)), np.ones(2))
+        progress = Progress(2, 6, {"samples": 3}, result, [np.ones(3)], trace)
+        Backup(folder).save(model(), progress)
+        self.whole = self.path.read_bytes()
+        file = StateFile(self.path)
+        self.document = file.document
+        self.arrays = {name: file.read(name) for name in file.arrays}
+
+    def write_changed(self, draw):
+        document = changed(draw, self.document)
+        arrays = changed_arrays(draw, self.arrays)
+        state_file.write(self.path, document, arrays.items())
+
+    def load(self):
+        Saved(StateFile(self.path))
+
+
+class ShiraFolder:
+    def __init__(self, folder):
+        self.folder = folder / "shira"
+        self.base, tuned = model(), model()
+        kernel = np.array(self.base.get_weights()[0])
+        kernel[1, 2] += 1.0
+        tuned.set_weights([kernel, *self.base.get_weights()[1:]])
+        delta = SparseDelta.from_checkpoints(self.base, tuned)
+        kernel = self.base.weights[0].path
+        self.modules = {kernel: TorchLinear("a")}
+        delta = delta.without([p for p in delta.variables if p != kernel])
+        save_shira(delta, self.folder, self.modules)
+        self.path = self.folder / "adapter_model.safetensors"
+        self.whole = self.path.read_bytes()
+        self.tensors = safetensors.numpy.load(self.whole)
+        self.config = json.loads((self.folder / "adapter_config.json").read_text())
+
+    def write_changed(self, draw):
+        config = json.dumps(changed(draw, self.config))
+        (self.folder / "adapter_config.json").write_text(config)
+        tensors = changed_arrays(draw, self.tensors)
+        self.path.write_bytes(safetensors.numpy.save(tensors))
+
+    def load(self):
+        load_shira(self.folder, self.base, self.modules)
+
+
+READERS = [MaskFile, DeltaFile, StateFileOfARun, ShiraFolder]
+
+
+def fuzz(reader, examples, start):
+    """Feed `examples` inputs; how many were refused."""
+    refused = 0
+
+    @seed(start)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def check(data):
+        nonlocal refused
+        if data.draw(st.booleans()):
+            reader.path.write_bytes(garbled(reader.whole, data.draw(RAW)))
+        else:
+            reader.write_changed(data.draw)
+        try:
+            reader.load()
+        except ValueError as error:
+            assert str(error)
+            refused += 1
+
+    check()
+    return refused
+
+
+@pytest.fixture
+def reader(request, tmp_path):
+    reader = request.param(tmp_path)
+    reader.load()  # as it was written
+    return reader
+
+
+@pytest.mark.parametrize("reader", READERS, indirect=True, ids=lambda r: r.__name__)
+def test_some_inputs(reader):
+    assert fuzz(reader, 60, 0) > 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("reader", READERS, indirect=True, ids=lambda r: r.__name__)
+def test_ten_minutes(reader):
+    tried = refused = 0
+    end = time.monotonic() + SECONDS / len(READERS)
+    tracemalloc.start()
+    while time.monotonic() < end:
+        refused += fuzz(reader, 500, 1 + tried)
+        tried += 500
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{type(reader).__name__}: {tried} inputs, {refused} refused, peak {peak}")
+    assert peak < MOST_BYTES

@@ -7,7 +7,12 @@ from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.fine_tune import fine_tune
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer
-from keras_bayestune.plots import plot_mask, plot_scales, plot_trace
+from keras_bayestune.plots import (
+    plot_error_vs_sparsity,
+    plot_mask,
+    plot_scales,
+    plot_trace,
+)
 from keras_bayestune.priors import LaplacePrior, WithPrior
 from keras_bayestune.samplers import Authors, Collapsed, JointLangevin
 
@@ -24,6 +29,7 @@ __all__ = [
     "WithPrior",
     "__version__",
     "fine_tune",
+    "plot_error_vs_sparsity",
     "plot_mask",
     "plot_scales",
     "plot_trace",

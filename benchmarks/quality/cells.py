@@ -1,0 +1,251 @@
+"""Cells: what one result belongs to, how it is made, where it is kept."""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+import keras_bayestune as kbt
+from benchmarks.quality import methods, posterior
+from benchmarks.quality.evaluation import batches, evaluate
+from benchmarks.quality.memory import peak_megabytes, reset_peak
+from benchmarks.quality.stage2 import Stage2
+from benchmarks.quality.suite import Problem, Suite
+from keras_bayestune.files import write_atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What one result belongs to."""
+
+    task: str
+    method: str
+    fraction: float | None  # None: the method has a size of its own
+    head: str  # "always" or "competes"
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """A name from the fields, told apart by a hash whatever they hold."""
+        fields = dataclasses.astuple(self)
+        plain = re.sub(r"[^\w.]+", "-", "-".join(map(str, fields)))
+        return f"{plain}-{hashlib.sha256(repr(fields).encode()).hexdigest()[:6]}.json"
+
+
+class Results:
+    """Finished cells of one suite and budget: single files, and collected lines."""
+
+    def __init__(self, label: str, folder: Path, collected: Path):
+        self.folder = folder / label
+        self.file = collected / f"{label}.jsonl"
+
+    def read(self) -> dict[Cell, dict[str, Any]]:
+        """Return all of them; a single file goes before a collected line."""
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        lines += [file.read_text() for file in sorted(self.folder.glob("*.json"))]
+        found = {}
+        for line in lines:
+            record = json.loads(line)
+            found[Cell(**record["cell"])] = record
+        return found
+
+    def write(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Keep one, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"cell": dataclasses.asdict(cell), **record})
+        write_atomic(self.folder / cell.file_name, f"{text}\n".encode())
+
+    def collect(self) -> int:
+        """Put all in one file; return their number."""
+        found = self.read()
+        lines = sorted(json.dumps(record) for record in found.values())
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.file, "".join(f"{line}\n" for line in lines).encode())
+        return len(lines)
+
+
+class Masks:
+    """Masks of every rule and p: a selection is not repeated, not even after a kill."""
+
+    def __init__(self, suite: Suite, folder: Path):
+        self.suite, self.folder = suite, folder / suite.label() / "masks"
+
+    def get(self, cell: Cell, problem: Problem) -> tuple[kbt.SparseMask, float]:
+        """Return the mask and the seconds that its selection took."""
+        place = self._place(cell, cell.method)
+        if not (place / "seconds.json").exists():
+            self._select(cell, problem)
+        seconds = json.loads((place / "seconds.json").read_text())
+        return kbt.SparseMask.load(place / self._name(cell.fraction)), seconds
+
+    def _place(self, cell: Cell, method: str) -> Path:
+        key = dataclasses.replace(cell, method=method, fraction=None)
+        return self.folder / key.file_name.removesuffix(".json")
+
+    def _name(self, fraction: float | None) -> str:
+        return f"{fraction}.safetensors"
+
+    def _select(self, cell: Cell, problem: Problem) -> None:
+        start = time.perf_counter()
+        select = methods.SELECTIONS[cell.method]
+        problem.model.set_weights(problem.weights)
+        found = select(self.suite, problem, cell.seed)
+        seconds = time.perf_counter() - start
+        for method, scores in found.items():
+            place = self._place(cell, method)
+            place.mkdir(parents=True, exist_ok=True)
+            head = {
+                v.path: tuple(v.shape)
+                for v in problem.model.trainable_variables
+                if v.path not in scores
+            }
+            if method == methods.BITFIT:
+                mask = kbt.SparseMask.from_scores(scores, threshold=0.5, always=head)
+                mask.save(place / self._name(None))
+            else:
+                for p in self.suite.fractions:
+                    mask = kbt.SparseMask.from_scores(scores, p, always=head)
+                    mask.save(place / self._name(p))
+            write_atomic(place / "seconds.json", f"{seconds:.2f}".encode())
+
+
+def run_cell(suite: Suite, cell: Cell, masks: Masks) -> dict[str, Any] | None:
+    """Return the result of one cell; `None` if there is no such method here."""
+    reset_peak()
+    problem = suite.problem(cell.task, cell.seed, cell.head)
+    keras.utils.set_random_seed(cell.seed)
+    model, mask, seconds = problem.model, None, 0.0
+    model.set_weights(problem.weights)
+    trained: list[keras.Variable] = model.trainable_variables
+    if cell.method == methods.LORA:
+        competing = sum(int(np.prod(v.shape)) for v in _competing(problem))
+        lora = suite.with_lora(problem, int(cell.fraction * competing))
+        if lora is None:
+            return None
+        model = lora
+        trained = model.trainable_variables
+    elif cell.method == methods.HEAD_ONLY:
+        if not problem.head:
+            return None
+        kept = {v.path for v in _competing(problem)}
+        trained = [v for v in trained if v.path not in kept]
+    elif cell.method != methods.FULL:
+        ours = cell.method == methods.DRAWS  # these share the mask of
+        rule = methods.OURS if ours else cell.method
+        mask, seconds = masks.get(dataclasses.replace(cell, method=rule), problem)
+        model.set_weights(problem.weights)
+
+    steps = suite.budget - methods.selection_steps(cell.method, suite, problem)
+    if cell.method == methods.DRAWS:
+        record = posterior.tune(suite, problem, mask, steps, cell.seed)
+    else:
+        rates = suite.full_rates if cell.method == methods.FULL else suite.rates
+        with _only_trainable(model, trained, unless=suite.compiles_once) as whole:
+            stage2 = Stage2(
+                model,
+                whole if mask is None else mask,
+                problem.loss,
+                suite.compiles_once and model is problem.model,
+            )
+            record = _tune(suite, problem, stage2, steps, rates, cell.seed)
+    if mask is None:
+        count = sum(int(np.prod(v.shape)) for v in trained)
+        stored = 4 * count
+    else:
+        count = sum(len(indices) for indices in mask.indices.values())
+        stored = _delta_bytes(model, mask, problem)
+    return {
+        "steps": {"selection": suite.budget - steps, "stage 2": steps},
+        "trained scalars": count,
+        "stored bytes": stored,
+        **record,
+        "seconds": {"selection": seconds, "stage 2": record["seconds"]},
+        "peak megabytes": peak_megabytes(),
+        "backend": keras.backend.backend(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _tune(suite, problem, stage2, steps, rates, seed) -> dict[str, Any]:
+    """Train at each rate; evaluate the best on the test set."""
+    best, validation, seconds = None, {}, []
+    for rate in rates:
+        start = time.perf_counter()
+        stage2.train(batches(problem.train, suite.batch_size, seed), steps, rate)
+        seconds.append(time.perf_counter() - start)
+        found = evaluate(problem, stage2.model, problem.validation)
+        validation[str(rate)] = found
+        ranks = next(iter(found.values()))
+        if best is None or ranks > best[0]:
+            best = ranks, rate, stage2.model.get_weights()
+    stage2.model.set_weights(best[2])
+    return {
+        "validation": validation,
+        "rate": best[1],
+        "test": evaluate(problem, stage2.model, problem.test),
+        "seconds": round(min(seconds), 2),  # without compilation, if there are two
+    }
+
+
+def _competing(problem: Problem) -> list[keras.Variable]:
+    return [
+        v
+        for v in problem.model.trainable_variables
+        if not any(re.search(pattern, v.path) for pattern in problem.head)
+    ]
+
+
+@contextlib.contextmanager
+def _only_trainable(
+    model: keras.Model, trained: list[keras.Variable], unless: bool
+) -> Iterator[kbt.SparseMask | None]:
+    """Freeze all else, or where the model is compiled for good return a mask."""
+    paths = {v.path for v in trained}
+    before = model.trainable_variables
+    if len(paths) == len(before):
+        yield None
+    elif unless:
+        shapes = {v.path: tuple(v.shape) for v in before}
+        size = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+        indices = {p: np.arange(size[p] if p in paths else 0) for p in shapes}
+        yield kbt.SparseMask(indices, shapes, always=tuple(paths))
+    else:
+        frozen = [v for v in before if v.path not in paths]
+        for variable in frozen:
+            variable.trainable = False
+        try:
+            yield None
+        finally:
+            for variable in frozen:
+                variable.trainable = True
+
+
+def _delta_bytes(model: keras.Model, mask: kbt.SparseMask, problem: Problem) -> int:
+    weights = zip(model.weights, problem.weights, strict=True)
+    base = {variable.path: start for variable, start in weights}
+    return kbt.SparseDelta.from_model(model, mask=mask, base=base).nbytes
+
+
+def cells_of(
+    tasks: Iterable[str],
+    chosen: Iterable[str],
+    fractions: Iterable[float],
+    head: str,
+    seeds: Iterable[int],
+) -> Iterator[Cell]:
+    """Yield the cells, seed by seed, so that whole tables come first."""
+    for seed in seeds:
+        for fraction in fractions:
+            for task in tasks:
+                for method in chosen:
+                    own = method in methods.NO_FRACTION
+                    yield Cell(task, method, None if own else fraction, head, seed)

@@ -1,0 +1,163 @@
+"""The methods, and what their choice costs in gradient steps."""
+
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_bayestune as kbt
+from benchmarks.quality.suite import Problem, Suite
+from keras_bayestune import selectors
+from keras_bayestune.samplers import Collapsed, TensorMetric
+
+OURS = "BayesTune"
+HEAD_ONLY, FULL, LORA, BITFIT = "head only", "full", "LoRA", "BitFit"
+DRAWS = "BayesTune, 10 draws"  # stage 2 as a sampler
+LITTLE_NOISE = "BayesTune, noise 0.1"  # of the default
+NO_FRACTION = HEAD_ONLY, FULL, BITFIT  # these have a size of their own
+
+Scores = dict[str, np.ndarray]
+
+
+class AdamMovement(selectors.Selector):
+    """Movement under Adam; afterwards `rescaled` has the scores times v^(1/4).
+
+    v is Adam's second moment: a per-parameter metric erases how large a gradient is,
+    and this puts it back in.
+    """
+
+    def __init__(self, rate: float, steps: int):
+        self.rate, self.steps = rate, steps
+        self.rescaled: Scores = {}
+
+    def compute(self, variables, training):
+        """Return `|theta - theta0|`."""
+        before = {v.path: ops.convert_to_numpy(v.value) for v in variables}
+        adam = keras.optimizers.Adam(self.rate, global_clipnorm=1.0)
+        training.train(adam, None, self.steps)
+        moved = {
+            v.path: np.abs(ops.convert_to_numpy(v.value) - before[v.path])
+            for v in variables
+        }
+        # Keras has no public name for them.
+        velocities = zip(adam._trainable_variables, adam._velocities, strict=True)
+        self.rescaled = {
+            variable.path: moved[variable.path] * np.asarray(velocity) ** 0.25
+            for variable, velocity in velocities
+            if variable.path in moved
+        }
+        return moved
+
+
+def sampler(suite: Suite, seed: int, **changed) -> kbt.BayesTuneSGLD:
+    """Return BayesTune's stage 1 with its defaults for a run of that length."""
+    steps = suite.selection_steps
+    plan = {"warmup_steps": steps // 4, "burn_in_steps": steps // 2, "seed": seed}
+    return kbt.BayesTuneSGLD(suite.selection_rate, **{**plan, **changed})
+
+
+def scale(suite, problem, seed, **changed):
+    rule = selectors.ScaleSelector(
+        sampler(suite, seed, **changed), steps=suite.selection_steps
+    )
+    return score(rule, suite, problem)
+
+
+def score(rule, suite, problem):
+    return rule.scores(
+        problem.model,
+        problem.train,
+        problem.loss,
+        batch_size=suite.batch_size,
+        exclude=problem.head,
+    )
+
+
+def bayestune(suite, problem, seed):
+    return {OURS: scale(suite, problem, seed)}
+
+
+def bayestune_per_tensor(suite, problem, seed):
+    found = scale(suite, problem, seed, sampler=Collapsed(metric=TensorMetric()))
+    return {"BayesTune, per-tensor metric": found}
+
+
+def bayestune_with_little_noise(suite, problem, seed):
+    return {LITTLE_NOISE: scale(suite, problem, seed, noise_scale=0.1)}
+
+
+def movement_scalar(suite, problem, seed):
+    # Plain descent with the scalar metric of BayesTune: no prior, no noise.
+    steps = suite.selection_steps
+    descent = sampler(
+        suite, seed, noise_scale=0.0, warmup_steps=steps, burn_in_steps=steps
+    )
+    rule = selectors.Movement(descent, steps=steps)
+    return {"movement, SGD": score(rule, suite, problem)}
+
+
+def movement_adam(suite, problem, seed):
+    rule = AdamMovement(suite.full_rates[-1], suite.selection_steps)
+    moved = score(rule, suite, problem)
+    return {"movement, Adam": moved, "movement, Adam, v^(1/4)": rule.rescaled}
+
+
+def gradient_sum(suite, problem, seed):
+    steps = gradient_sum_steps(suite, problem)
+    return {"gradient sum": score(selectors.GradientSum(steps), suite, problem)}
+
+
+def fisher(suite, problem, seed):
+    rule = selectors.Fisher(suite.fisher_examples)
+    return {"Fisher": score(rule, suite, problem)}
+
+
+def random(suite, problem, seed):
+    return {"random": score(selectors.Random(seed), suite, problem)}
+
+
+def magnitude(suite, problem, seed):
+    return {"magnitude": score(selectors.Magnitude(), suite, problem)}
+
+
+def bitfit(suite, problem, seed):
+    return {BITFIT: score(selectors.BitFit(), suite, problem)}
+
+
+# What one selection run serves, by method.
+SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
+    OURS: bayestune,
+    "random": random,
+    "Fisher": fisher,
+    "gradient sum": gradient_sum,
+    "magnitude": magnitude,
+    "movement, Adam": movement_adam,
+    "movement, SGD": movement_scalar,
+    "BayesTune, per-tensor metric": bayestune_per_tensor,
+    "movement, Adam, v^(1/4)": movement_adam,
+    LITTLE_NOISE: bayestune_with_little_noise,
+    BITFIT: bitfit,
+}
+METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:], DRAWS)
+
+
+def rows(problem: Problem) -> int:
+    return len(problem.train[1])
+
+
+def gradient_sum_steps(suite, problem):
+    return min(suite.selection_steps, math.ceil(rows(problem) / suite.batch_size))
+
+
+def selection_steps(method: str, suite: Suite, problem: Problem) -> int:
+    """Return the gradient steps that a method spends on its choice."""
+    if "movement" in method or "BayesTune" in method:
+        return suite.selection_steps
+    if method == "gradient sum":
+        return gradient_sum_steps(suite, problem)
+    if method == "Fisher":  # an example at a time, `batch_size` of them to a step
+        examples = min(suite.fisher_examples, rows(problem))
+        return math.ceil(examples / suite.batch_size)
+    return 0

@@ -1,0 +1,207 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bayestune as kbt
+
+pytest.importorskip("sklearn")
+pytest.importorskip("keras_hub")
+from benchmarks.quality import __main__ as command  # noqa: E402
+from benchmarks.quality import cells, evaluation, methods, stage2, table  # noqa: E402
+from benchmarks.quality.digits import BACKBONE, Digits, new_model  # noqa: E402
+
+HEAD = 64 * 10 + 10
+
+
+def run(folder, *arguments, do="run"):
+    fixed = ["--out", str(folder), "--collected", str(folder / "collected")]
+    fixed += ["--selection-steps", "20", "--finetune-steps", "20", "--seeds", "1"]
+    command.main([do, *fixed, *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Three methods on one task under a budget that means nothing."""
+    folder = tmp_path_factory.mktemp("quality")
+    arguments = ["--tasks", "turned", "--fractions", "0.02", "--methods"]
+    arguments += ["BayesTune", "random", "head only", "full"]
+    arguments += ["BayesTune, 10 draws"]
+    run(folder, *arguments)
+    return folder, arguments
+
+
+def records(folder):
+    return cells.Results("digits-20-20", folder, folder / "collected").read()
+
+
+def test_every_method_has_the_same_number_of_steps(finished):
+    found = {cell.method: r for cell, r in records(finished[0]).items()}
+    assert {m: r["steps"] for m, r in found.items()} == {
+        "BayesTune": {"selection": 20, "stage 2": 20},
+        "random": {"selection": 0, "stage 2": 40},
+        "head only": {"selection": 0, "stage 2": 40},
+        "full": {"selection": 0, "stage 2": 40},
+        "BayesTune, 10 draws": {"selection": 20, "stage 2": 20},
+    }
+
+
+def test_trained_scalars_are_counted(finished):
+    found = {c.method: r["trained scalars"] for c, r in records(finished[0]).items()}
+    assert found == {
+        "BayesTune": HEAD + int(0.02 * BACKBONE),
+        "random": HEAD + int(0.02 * BACKBONE),
+        "head only": HEAD,
+        "full": HEAD + BACKBONE,
+        "BayesTune, 10 draws": HEAD + int(0.02 * BACKBONE),
+    }
+
+
+def test_the_rate_is_the_best_on_validation_data(finished):
+    for record in records(finished[0]).values():
+        scores = {r: v["accuracy"] for r, v in record["validation"].items()}
+        assert len(scores) == 3
+        assert scores[str(record["rate"])] == max(scores.values())
+        assert set(record["test"]) == {"accuracy", "NLL", "ECE", "Brier"}
+
+
+def test_a_finished_cell_is_not_run_again(finished, monkeypatch, capsys):
+    folder, arguments = finished
+    before = records(folder)
+    files = sorted((folder / "digits-20-20").glob("*.json"))
+    assert len(files) == 5
+    lost = json.loads(files[0].read_text())
+    files[0].unlink()
+    run(folder, *arguments)
+    assert capsys.readouterr().out.count("seed 0") == 1
+    again = records(folder)[cells.Cell(**lost["cell"])]
+    # The same numbers: all randomness comes from the seed.
+    assert again["test"] == lost["test"] and again["validation"] == lost["validation"]
+
+    def fail(*arguments):
+        raise AssertionError("a finished cell was run")
+
+    run(folder, do="collect")
+    for file in (folder / "digits-20-20").glob("*.json"):
+        file.unlink()
+    monkeypatch.setattr(cells, "run_cell", fail)
+    run(folder, *arguments)
+    assert set(records(folder)) == set(before)
+
+
+def test_the_table_has_a_row_for_each_method(finished, capsys):
+    run(finished[0], do="table")
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0] == "p = 2 %: 1 blocks, 1 seeds."
+    assert {row.split("|")[1].strip() for row in rows[4:]} == {
+        "BayesTune",
+        "random",
+        "full",
+        "head only",
+        "BayesTune, 10 draws",
+    }
+
+
+def test_masked_adam_is_sparse_adam():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8, 8, 1)).astype("float32")
+    y = rng.integers(0, 10, 64)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = new_model()
+    start = model.get_weights()
+    scores = {v.path: rng.random(v.shape) for v in model.trainable_variables}
+    mask = kbt.SparseMask.from_scores(scores, 0.1)
+    found = []
+    for compiles_once in (False, True):
+        model = new_model()
+        model.set_weights(start)
+        training = stage2.Stage2(model, mask, loss, compiles_once)
+        # Made anew each time: a second pass over one data set has another order.
+        training.train(evaluation.batches((x, y), 16, seed=0), 9, 3e-2)
+        training.train(
+            evaluation.batches((x, y), 16, seed=0), 6, 1e-2
+        )  # from the start
+        found.append(model.get_weights())
+    moved = 0
+    for one, two, before in zip(*found, start, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+        moved += np.count_nonzero(one != before)
+        np.testing.assert_array_equal(one == before, two == before)
+    assert 0.9 * mask.count < moved <= mask.count
+
+
+def test_lora_has_about_as_many_scalars():
+    suite = Digits()
+    problem = suite.problem("turned", 0, "always")
+    assert suite.with_lora(problem, 100) is None
+    model = suite.with_lora(problem, 1244)
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 1280 + HEAD
+    x = problem.test[0][:8]
+    problem.model.set_weights(problem.weights)
+    outputs = (keras.ops.convert_to_numpy(m(x)) for m in (model, problem.model))
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_parts_of_a_task_share_no_image():
+    suite = Digits()
+    for task in suite.tasks:
+        problem = suite.problem(task, 3, "always")
+        parts = problem.train, problem.validation, problem.test
+        if task != "new classes":
+            assert [len(y) for _, y in parts] == [
+                100 if "trans" in task else 200,
+                247,
+                500,
+            ]
+        else:
+            assert min(problem.test[1].min(), problem.train[1].min()) == 5
+        images = np.concatenate([x.reshape(len(x), -1) for x, _ in parts])
+        assert len(np.unique(images, axis=0)) == len(images)
+
+
+def record(value):
+    return {
+        "test": {"accuracy": value, "NLL": 0.1, "ECE": 0.2, "Brier": 0.3},
+        "seconds": {"selection": 1.0, "stage 2": 2.0},
+        "trained scalars": 10,
+        "stored bytes": 40,
+        "peak megabytes": 5,
+    }
+
+
+def test_ranks_and_paired_differences():
+    found = {}
+    for seed in range(4):
+        for task in ("a", "b"):
+            at = lambda m, p=0.02, t=task, s=seed: cells.Cell(t, m, p, "always", s)  # noqa: E731
+            found[at("BayesTune")] = record(0.8 + seed / 100)
+            found[at("random")] = record(0.79 + seed / 100)
+            found[at("Fisher")] = record(0.8 + seed / 100)
+            found[at("full", None)] = record(0.9)
+            if seed == 3:
+                found[at("magnitude")] = record(0.1)  # just begun: left out
+    text = table.markdown(found, "always")
+    rows = {row.split(" | ")[0][2:]: row.split(" | ") for row in text.splitlines()[4:]}
+    assert list(rows) == ["BayesTune", "Fisher", "random", "full"]
+    # a, b, mean, rank, difference
+    assert rows["random"][3:6] == ["80.50", "3.00", "+1.00 [+1.00, +1.00]"]
+    assert rows["Fisher"][4:6] == ["1.50", "+0.00 [+0.00, +0.00]"]
+    assert rows["full"][4] == "-"
+    assert rows["BayesTune"][1] == "81.50 ± 0.65"
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for trial in range(200):
+        low, high = table.interval(rng.normal(1.0, 2.0, 40), seed=trial)
+        inside += low < 1.0 < high
+    assert 180 <= inside <= 198  # 95 % of 200, and the bootstrap is a little short
+
+
+def test_only_fraction_free_methods_have_no_fraction():
+    plan = list(cells.cells_of(["a"], methods.METHODS, [0.1, 0.2], "always", [0]))
+    own = {cell.method for cell in plan if cell.fraction is None}
+    assert own == set(methods.NO_FRACTION)
+    assert len(set(plan)) == 3 + 2 * (len(methods.METHODS) - 3)

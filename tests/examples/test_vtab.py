@@ -1,0 +1,124 @@
+import importlib
+import json
+import math
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_bayestune as kbt
+
+keras_hub = pytest.importorskip("keras_hub")
+CLASSES = 100
+
+
+@pytest.fixture(scope="module")
+def vtab(root):
+    pytest.importorskip("tensorflow_datasets")
+    sys.path.insert(0, str(root / "examples"))
+    yield importlib.import_module("vtab")
+    sys.path.remove(str(root / "examples"))
+
+
+@pytest.fixture
+def data_dir(vtab, tmp_path, monkeypatch):
+    """A folder in which TFDS finds a small cifar100, as if downloaded."""
+    monkeypatch.setenv("NO_GCE_CHECK", "true")  # or it asks the network where it runs
+    tfds = vtab.tfds
+    builder = tfds.builder_cls("cifar100")
+    rng = np.random.default_rng(0)
+    splits = {
+        name: [
+            (
+                i,
+                {
+                    "image": rng.integers(0, 256, (32, 32, 3)).astype("uint8"),
+                    "label": i % CLASSES,
+                    "coarse_label": 0,
+                    "id": str(i),
+                },
+            )
+            for i in range(rows)
+        ]
+        for name, rows in {"train": 1010, "test": 12}.items()
+    }
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="cifar100",
+        version=str(builder.VERSION),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                "coarse_label": tfds.features.ClassLabel(num_classes=20),
+                "id": tfds.features.Text(),
+            }
+        ),
+        split_datasets=splits,
+        data_dir=tmp_path / "tfds",
+        description="-",
+        homepage="-",
+        citation="-",
+        disable_shuffling=True,
+    )
+    return tmp_path / "tfds"
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """A folder with a tiny ViT of random weights for images of 16 x 16."""
+    folder = str(tmp_path_factory.mktemp("preset"))
+    models = keras_hub.models
+    backbone = models.ViTBackbone(
+        image_shape=(16, 16, 3),
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=16,
+    )
+    converter = keras_hub.layers.ViTImageConverter(image_size=(16, 16), scale=1 / 255)
+    models.ViTImageClassifier(
+        backbone,
+        num_classes=5,
+        preprocessor=models.ViTImageClassifierPreprocessor(converter),
+    ).save_to_preset(folder)
+    return folder
+
+
+def test_the_splits_are_those_of_vtab(vtab, data_dir):
+    parts, classes = vtab.load("cifar100", data_dir)
+    assert classes == CLASSES
+    assert [len(part) for part in parts] == [800, 200, 12]
+    labels = [[int(label) for _, label in part] for part in parts]
+    assert labels[0][:3] == [0, 1, 2] and labels[1][0] == 800 % CLASSES
+    images, _ = next(iter(vtab.batches(parts[2], (16, 16), 5)))
+    assert images.shape == (5, 16, 16, 3)
+
+
+@pytest.mark.parametrize("method", ["bayestune", "full"])
+def test_a_task(vtab, data_dir, preset, tmp_path, method):
+    out = tmp_path / "out"
+    result = vtab.main(
+        ["--smoke", "--data-dir", str(data_dir), "--preset", preset]
+        + ["--method", method, "--fraction", "0.05", "--out", str(out)]
+    )
+    assert json.loads((out / "result.json").read_text()) == result
+    assert 0 <= result["test accuracy"] <= 1
+    model = keras_hub.models.ImageClassifier.from_preset(preset, num_classes=CLASSES)
+    size = {v.path: math.prod(v.shape) for v in model.trainable_variables}
+    backbone = sum(math.prod(v.shape) for v in model.backbone.trainable_variables)
+    head = sum(size.values()) - backbone
+    if method == "full":
+        assert result["trained scalars"] == head + backbone
+    else:
+        assert result["trained scalars"] == head + int(0.05 * backbone)
+        before = keras.ops.convert_to_numpy(model.output_dense.kernel)
+        kbt.SparseDelta.load(out / "delta.safetensors").apply(model)
+        after = keras.ops.convert_to_numpy(model.output_dense.kernel)
+        assert not np.array_equal(before, after)
+
+
+def test_every_task_is_one_of_tfds(vtab):
+    for name, _ in vtab.TASKS.values():
+        assert vtab.tfds.builder_cls(name.split("/")[0]).name == name.split("/")[0]

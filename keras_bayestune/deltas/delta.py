@@ -228,11 +228,12 @@ class SparseDelta:
             ValueError: Applied already, another base, a missing, extra or reshaped
                 variable, another dtype, or a quantised model. The model is unchanged.
         """
-        if model in self._applied:
+        if model in self._applied and swap.holds_new(self._applied[model][0]):
             raise ValueError(
                 "This delta is already applied to this model. Call `revert(model)` "
                 "first."
             )
+        # Else it was applied, and other weights were loaded since.
         targets = pair_with_model(self._variables, model)
         swap.check_base(targets)
         self._applied[model] = targets, swap.swap_in(targets)
@@ -240,13 +241,15 @@ class SparseDelta:
     def revert(self, model: keras.Model) -> None:
         """Restores the values that `apply` replaced, bit for bit.
 
+        If the base weights were loaded in between, there is nothing to restore.
+
         Args:
             model: A model that this delta was applied to.
 
         Raises:
-            ValueError: Not applied to this model, or the changed scalars no longer
-                hold the delta's values (the model was trained on). The model is
-                unchanged.
+            ValueError: Not applied to this model, or the changed scalars hold neither
+                the delta's values nor the base's (the model was trained on). The
+                model is unchanged.
         """
         if model not in self._applied:
             raise ValueError(
@@ -279,7 +282,7 @@ class SparseDelta:
         Raises:
             ValueError: The model is not the base.
         """
-        if model in self._applied:
+        if model in self._applied and swap.holds_new(self._applied[model][0]):
             targets, old = self._applied[model]
         else:
             targets = pair_with_model(self._variables, model)
@@ -399,6 +402,10 @@ class SparseDelta:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy knows nothing of the models that this one is applied to.
+        return SparseDelta, (self._variables, self._metadata)
 
     def __repr__(self) -> str:
         return (

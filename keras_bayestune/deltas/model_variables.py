@@ -29,15 +29,14 @@ class Target:
     def write(self, values: np.ndarray) -> None:
         """Writes `values`, `(count,)`, at the delta's positions."""
         if self.delta.indices is None:
-            # A copy: JAX may take the memory of the array that it is given.
-            self.variable.assign(values.reshape(self.delta.shape).copy())
+            scatter.assign_whole(self.variable, values.reshape(self.delta.shape))
         else:
             scatter.assign_flat(self.variable, self.delta.indices, values)
 
 
 def read_variable(variable: keras.Variable) -> np.ndarray:
     """A copy of a variable on the host, in its own dtype and C order."""
-    array = keras.ops.convert_to_numpy(variable.value)
+    array = scatter.read_whole(variable)
     return np.ascontiguousarray(array, DTYPES[variable.dtype]).reshape(variable.shape)
 
 

@@ -76,19 +76,17 @@ def read_base(targets: Sequence[Target]) -> list[np.ndarray]:
 
 
 def swap_out(targets: Sequence[Target], old: Sequence[np.ndarray]) -> None:
-    """Writes back what `swap_in` returned.
+    """Writes back what `swap_in` returned; nothing if somebody has done so already.
 
     Raises:
         ValueError: The values at the selected positions are no longer those that
             `swap_in` wrote. Nothing was written.
     """
     new = [target.delta.new_values for target in targets]
-    changed = [
-        target.variable.path
-        for target, values in zip(targets, new, strict=True)
-        if target.read().tobytes() != values.tobytes()
-    ]
+    changed = _differing(targets, new)
     if changed:
+        if not _differing(targets, old):
+            return
         raise ValueError(
             "The model has changed since the delta was applied: "
             f"{len(changed)} of {len(targets)} variables differ, e.g. {changed[0]}. "
@@ -96,6 +94,20 @@ def swap_out(targets: Sequence[Target], old: Sequence[np.ndarray]) -> None:
             "of it; to get the base back, load the base weights."
         )
     _write_all(targets, old, new)
+
+
+def holds_new(targets: Sequence[Target]) -> bool:
+    """Whether the values at the selected positions are those that `swap_in` writes."""
+    return not _differing(targets, [target.delta.new_values for target in targets])
+
+
+def _differing(targets: Sequence[Target], values: Sequence[np.ndarray]) -> list[str]:
+    """Paths of the variables that hold other bits than `values`."""
+    return [
+        target.variable.path
+        for target, expected in zip(targets, values, strict=True)
+        if target.read().tobytes() != expected.tobytes()
+    ]
 
 
 def _raise_if_not_base(different: Sequence[Target], count: int) -> None:
@@ -120,8 +132,11 @@ def _write_all(
         for target, new in zip(targets, values, strict=True):
             target.write(new)
             done += 1
-    except BaseException:
+    except BaseException as error:
         # The one that failed may be half written.
         for target, old in zip(targets[: done + 1], before, strict=False):
-            target.write(old)
+            try:
+                target.write(old)
+            except Exception as other:
+                error.add_note(f"{target.variable.path} was not put back: {other}")
         raise

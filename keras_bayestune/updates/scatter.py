@@ -41,8 +41,8 @@ def assign_flat(
     """Writes scalars of a variable at flat positions; the others keep their bits.
 
     The variable is changed in place where the backend can: time and memory are those
-    of the written scalars. On JAX the old buffer is donated, as in a train step: a
-    reference to the old `variable.value` is invalid afterwards.
+    of the written scalars. On JAX it is copied instead while something else holds its
+    array, such as a variable that was assigned from this one.
 
     Args:
         variable: A Keras variable of any shape.
@@ -66,18 +66,59 @@ def assign_flat(
         assign_by_copy(variable, indices, values)
 
 
+def read_whole(variable: keras.Variable) -> np.ndarray:
+    """Returns all scalars of a variable bit for bit, as a NumPy copy.
+
+    Args:
+        variable: A Keras variable of any shape.
+
+    Returns:
+        Array of the variable's dtype and shape.
+
+    Example:
+        >>> import keras
+        >>> read_whole(keras.Variable([1.0, 2.0])).tolist()
+        [1.0, 2.0]
+    """
+    fast_path = _fast_path()
+    if fast_path is not None:
+        return fast_path.read_whole(variable)
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
+    """Writes all scalars of a variable bit for bit.
+
+    Args:
+        variable: A Keras variable of any shape.
+        values: Array of the variable's dtype and shape; not kept.
+
+    Example:
+        >>> import keras, numpy as np
+        >>> variable = keras.Variable([1.0, 2.0])
+        >>> assign_whole(variable, np.array([3.0, 4.0], "float32"))
+        >>> read_whole(variable).tolist()
+        [3.0, 4.0]
+    """
+    fast_path = _fast_path()
+    if fast_path is not None:
+        fast_path.assign_whole(variable, values)
+    else:
+        variable.assign(values.copy())
+
+
 def gather_by_copy(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
     """`gather_flat` for any backend: copies the whole variable to the host."""
-    return keras.ops.convert_to_numpy(variable.value).reshape(-1)[indices]
+    return read_whole(variable).reshape(-1)[indices]
 
 
 def assign_by_copy(
     variable: keras.Variable, indices: np.ndarray, values: np.ndarray
 ) -> None:
     """`assign_flat` for any backend: copies the whole variable there and back."""
-    array = np.array(keras.ops.convert_to_numpy(variable.value), order="C")
+    array = np.ascontiguousarray(read_whole(variable)).reshape(variable.shape)
     array.reshape(-1)[indices] = values
-    variable.assign(array)
+    assign_whole(variable, array)
 
 
 def backend_name() -> str:

@@ -1,6 +1,8 @@
 """`gather_flat` and `assign_flat` on JAX: compiled once per shape, in place."""
 
 import functools
+import sys
+import types
 
 import jax
 import keras
@@ -30,12 +32,37 @@ def assign_flat(
 ) -> None:
     """See `scatter.assign_flat`."""
     coordinates = np.unravel_index(_padded(indices), variable.shape)
+    # `one.assign(other)` makes two variables share one array: donated by one of them,
+    # it would be deleted for the other.
+    donate = _references(variable) <= _references_of_one_holder()
     array = variable.value
     # A sharding that is asked for commits the result to its devices, and whatever is
     # compiled for uncommitted arrays, such as a train step, would be compiled again.
     sharded = len(array.sharding.device_set) > 1
-    scatter = _scatter(array.sharding if sharded else None)
+    scatter = _scatter(array.sharding if sharded else None, donate)
     variable.assign(scatter(array, _narrowed(coordinates), _padded(values)))
+
+
+def read_whole(variable: keras.Variable) -> np.ndarray:
+    """See `scatter.read_whole`."""
+    return np.array(variable.value)
+
+
+def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
+    """See `scatter.assign_whole`."""
+    # A copy: JAX may take the memory of the array that it is given.
+    variable.assign(np.array(values))
+
+
+def _references(holder: keras.Variable | types.SimpleNamespace) -> int:
+    array = holder.value
+    return sys.getrefcount(array)
+
+
+@functools.cache
+def _references_of_one_holder() -> int:
+    """`_references` of an array that nothing else holds; Python versions differ."""
+    return _references(types.SimpleNamespace(value=jax.numpy.zeros(1)))
 
 
 def _padded(array: np.ndarray) -> np.ndarray:
@@ -60,10 +87,11 @@ def _gather(array, coordinates):
 
 
 @functools.lru_cache(maxsize=64)
-def _scatter(sharding):
-    """A scatter that reuses the array's buffer and keeps its sharding."""
+def _scatter(sharding, donate):
+    """A scatter that keeps the array's sharding, and reuses its buffer or copies it."""
 
     def scatter(array, coordinates, values):
         return array.at[coordinates].set(values)
 
-    return jax.jit(scatter, donate_argnums=0, out_shardings=sharding)
+    donated = 0 if donate else ()
+    return jax.jit(scatter, donate_argnums=donated, out_shardings=sharding)

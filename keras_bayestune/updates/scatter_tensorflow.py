@@ -23,3 +23,13 @@ def assign_flat(
     """See `scatter.assign_flat`."""
     coordinates = np.stack(np.unravel_index(indices, variable.shape), axis=-1)
     variable.value.scatter_nd_update(coordinates, values)
+
+
+def read_whole(variable: keras.Variable) -> np.ndarray:
+    """See `scatter.read_whole`."""
+    return keras.ops.convert_to_numpy(variable.value)
+
+
+def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
+    """See `scatter.assign_whole`."""
+    variable.assign(values)

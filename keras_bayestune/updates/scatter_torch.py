@@ -1,6 +1,7 @@
 """`gather_flat` and `assign_flat` on PyTorch: indexing of a flat view, in place."""
 
 import keras
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -13,7 +14,7 @@ def supports(variable: keras.Variable) -> bool:
 def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
     """See `scatter.gather_flat`."""
     flat = variable.value.detach().view(-1)
-    return keras.ops.convert_to_numpy(flat[_on_device(indices, flat)])
+    return _to_numpy(flat[_on_device(indices, flat)])
 
 
 def assign_flat(
@@ -22,8 +23,32 @@ def assign_flat(
     """See `scatter.assign_flat`."""
     # Detached: shares memory, and autograd does not record the write.
     flat = variable.value.detach().view(-1)
-    new = keras.ops.convert_to_tensor(values, dtype=variable.dtype)
-    flat[_on_device(indices, flat)] = new.to(flat.device)
+    flat[_on_device(indices, flat)] = _to_tensor(values).to(flat.device)
+
+
+def read_whole(variable: keras.Variable) -> np.ndarray:
+    """See `scatter.read_whole`."""
+    return _to_numpy(variable.value.detach())
+
+
+def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
+    """See `scatter.assign_whole`."""
+    variable.assign(_to_tensor(values))
+
+
+# Keras 3.15 converts bfloat16 by way of float32, which changes the bits of NaN.
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return np.array(tensor.cpu().view(torch.int16)).view(ml_dtypes.bfloat16)
+    return np.array(tensor.cpu())
+
+
+def _to_tensor(values: np.ndarray) -> torch.Tensor:
+    if values.dtype == ml_dtypes.bfloat16:
+        return torch.tensor(values.view("int16")).view(torch.bfloat16)
+    return torch.tensor(values)
 
 
 def _on_device(indices: np.ndarray, like: torch.Tensor) -> torch.Tensor:

@@ -333,6 +333,21 @@ def test_tables_that_do_not_inflate(packed):
     assert peak < 10_000_000
 
 
+@pytest.mark.parametrize("junk", ["[]", "{}", '{"path":"x"}'])
+def test_memory_of_a_table_of_junk(junk):
+    """Small objects, behind noise that makes the share of the text look harmless."""
+    noise = np.random.default_rng(0).bytes(100_000).hex()
+    text = json.dumps([noise]) + "," + ",".join([junk] * (6_000_000 // len(junk)))
+    document = {"format": file_format.FORMAT, "version": 1, "metadata": {}}
+    data = signed(document, zlib.compress(f"[{text}]".encode(), 9), {})
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="delta file is damaged"):
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 * len(data)
+
+
 def test_a_table_that_deflates_too_well_is_stored():
     variables = {
         f"{n:06}/kernel": VariableDelta.free((1,), "float32") for n in range(9)

@@ -19,6 +19,7 @@ from keras_bayestune.optimizers.arguments import (
     check_type,
 )
 from keras_bayestune.optimizers.state import (
+    RunState,
     check_saved_state,
     save_non_trainable,
     split_non_trainable,
@@ -143,6 +144,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         # Of the model's non-trainable float variables, in its order: whoever starts
         # the chain puts them here, so that they are saved with it.
         self.non_trainable_anchors: list[np.ndarray] = []
+        self.run = RunState()
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the state for `variables`; their values become the anchors."""
@@ -448,15 +450,20 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Load saved state; a state of another optimizer or model is an error."""
-        own, anchors = split_non_trainable(store)
+        own, run = self.run.split(store)
+        if self.run.keeps_stage_two(own, run):
+            return
+        own, anchors = split_non_trainable(own)
         check_saved_state(own, self.variables, "BayesTuneSGLD")
         super().load_own_variables(own)
         self.non_trainable_anchors = anchors
+        self.run.loaded = run
 
     def save_own_variables(self, store: Any) -> None:
         """Save the state, the anchors of non-trainable variables included."""
         super().save_own_variables(store)
         save_non_trainable(store, self.non_trainable_anchors)
+        self.run.save(store)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

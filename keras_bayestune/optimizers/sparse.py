@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers.arguments import check_inner
-from keras_bayestune.optimizers.state import check_saved_state
+from keras_bayestune.optimizers.state import RunState, check_saved_state
 from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
@@ -78,6 +78,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         super().__init__(learning_rate=0.0, name=name)
         self.inner = inner
         self.mask = mask
+        self.run = RunState()
         # Index of a probe, which receives the gradient of the selected scalars of a
         # variable in that variable's place -> index of the variable.
         self._probed: dict[int, int] = {}
@@ -314,8 +315,15 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def load_own_variables(self, store: Any) -> None:
         """Load saved state; a state of another optimizer or mask is an error."""
-        check_saved_state(store, self.variables, "SparseOptimizer")
-        super().load_own_variables(store)
+        own, run = self.run.split(store)
+        check_saved_state(own, self.variables, "SparseOptimizer")
+        super().load_own_variables(own)
+        self.run.loaded = run
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save the state, and that of the run."""
+        super().save_own_variables(store)
+        self.run.save(store)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -1,12 +1,111 @@
 """Saved optimizer state, checked before it is loaded."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 _STATISTIC = "non_trainable_"  # key of the anchors that are no optimizer variables
+_RUN = "run_"  # of the state of the run
+_DOCUMENT = "run_document"  # its document, JSON as uint8
+
+Document = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class RunState:
+    """State of the run that an optimizer serves, saved and loaded together with it.
+
+    Keras saves weights and optimizer variables. Random generators, the counters of a
+    callback and what stage 1 found are none of these, so whoever runs the stages
+    attaches itself here, and takes back what was loaded.
+
+    Attributes:
+        loaded: Document and arrays that were loaded and not yet taken.
+        stage_two: The optimizer variables loaded with them, if those are of stage 2
+            and the optimizer is of stage 1.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a run."""
+        self._describe: Callable[[], tuple[Document, Arrays]] | None = None
+        self._can_switch = False
+        self.loaded: tuple[Document, Arrays] | None = None
+        self.stage_two: Arrays | None = None
+
+    def attach(
+        self, describe: Callable[[], tuple[Document, Arrays]], can_switch: bool
+    ) -> None:
+        """Save what `describe` returns from now on.
+
+        Args:
+            describe: Returns a document for JSON, with the "stage", and arrays.
+            can_switch: Whether a state of stage 2 will be taken from `stage_two`.
+        """
+        self._describe, self._can_switch = describe, can_switch
+
+    def detach(self) -> None:
+        """A state of stage 2 is refused from now on by an optimizer of stage 1."""
+        self._can_switch = False
+
+    def take(self) -> tuple[Document, Arrays, Arrays | None] | None:
+        """Return what was loaded, once; the last part is `stage_two`."""
+        if self.loaded is None:
+            return None
+        taken = (*self.loaded, self.stage_two)
+        self.loaded = self.stage_two = None
+        return taken
+
+    def save(self, store: Any) -> None:
+        """Add the state of the run to a saved optimizer state."""
+        found = self.loaded if self._describe is None else self._describe()
+        if found is None:
+            return
+        document, arrays = found
+        text = json.dumps(document, default=str).encode()
+        store[_DOCUMENT] = np.frombuffer(text, "uint8")
+        for name, array in arrays.items():
+            store[f"{_RUN}{name}"] = array
+
+    def split(
+        self, store: Any
+    ) -> tuple[dict[str, Any], tuple[Document, Arrays] | None]:
+        """Return the optimizer's own part of a saved state, and that of the run.
+
+        Raises:
+            ValueError: the document is damaged.
+        """
+        keys = list(store.keys())  # Keras's store is no mapping
+        own = {key: store[key] for key in keys if not key.startswith(_RUN)}
+        if _DOCUMENT not in keys:
+            return own, None
+        try:
+            document = json.loads(np.array(store[_DOCUMENT]).tobytes())
+            if not isinstance(document, dict):
+                raise ValueError("it is no object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"The state of the run that was saved with the optimizer is damaged: "
+                f"{str(error):.200}. Load another checkpoint."
+            ) from error
+        arrays = {
+            key.removeprefix(_RUN): np.array(store[key])
+            for key in keys
+            if key.startswith(_RUN) and key != _DOCUMENT
+        }
+        return own, (document, arrays)
+
+    def keeps_stage_two(
+        self, own: Mapping[str, Any], run: tuple[Document, Arrays] | None
+    ) -> bool:
+        """Put a state of stage 2 aside, if whoever is attached will switch to it."""
+        if run is None or run[0].get("stage") != 2 or not self._can_switch:
+            return False
+        self.loaded = run
+        self.stage_two = {key: np.array(value) for key, value in own.items()}
+        return True
 
 
 def check_saved_state(

@@ -1,31 +1,21 @@
 """The whole state of a `fit` of two stages, in one file, and back."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_bayestune.callbacks import state_file
-from keras_bayestune.callbacks.result import Result
+from keras_bayestune.callbacks.progress_document import (
+    Progress,
+    progress_document,
+    read_arrays,
+    read_progress,
+)
 from keras_bayestune.callbacks.state_file import StateFile
-from keras_bayestune.masks import SparseMask
 from keras_bayestune.updates.random_state import random_state, set_random_state
 
 _NAME = "state.safetensors"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the callback itself knows at the start of an epoch."""
-
-    epoch: int  # the one that comes next, from 0
-    batches: int  # since the first epoch
-    numbers: dict[str, float]  # logged so far
-    result: Result | None  # of stage 1, once that is over
-    non_trainable: list[np.ndarray]  # anchors, until stage 1 is over
-    trace: tuple[int, np.ndarray, np.ndarray] | None  # count, samples, running total
 
 
 class Backup:
@@ -48,28 +38,15 @@ class Backup:
         ]
         generators = random_state()
         arrays += [(f"random.{i}", state) for i, state in enumerate(generators)]
-        document: dict[str, Any] = {
+        described, more = progress_document(progress)
+        document = {
+            **described,
             "random": len(generators),
-            "epoch": progress.epoch,
-            "batches": progress.batches,
-            "numbers": progress.numbers,
             "paths": [variable.path for variable in model.variables],
             "optimizer": len(model.optimizer.variables),
-            "non_trainable": len(progress.non_trainable),
-            "result": None,
-            "trace": None,
         }
-        arrays += [
-            (f"non_trainable.{i}", anchor)
-            for i, anchor in enumerate(progress.non_trainable)
-        ]
-        if progress.result is not None:
-            document["result"] = _describe(progress.result, arrays)
-        if progress.trace is not None:
-            document["trace"], samples, total = progress.trace
-            arrays += [("trace.samples", samples), ("trace.total", total)]
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        state_file.write(self._path, document, arrays)
+        state_file.write(self._path, document, [*arrays, *more.items()])
 
     def open(self) -> "Saved | None":
         """Return what was saved last, `None` if nothing was."""
@@ -95,15 +72,8 @@ class Saved:
             document = file.document
             self._paths = list(document["paths"])
             self._in_optimizer = int(document["optimizer"])
-            self._random = _read_list(file, "random", document)
-            self.progress = Progress(
-                epoch=int(document["epoch"]),
-                batches=int(document["batches"]),
-                numbers=dict(document["numbers"]),
-                non_trainable=_read_list(file, "non_trainable", document),
-                result=_read_result(file, document["result"]),
-                trace=_read_trace(file, document["trace"]),
-            )
+            self._random = read_arrays(document, "random", file.read)
+            self.progress = read_progress(document, file.read)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise file.unusable(
                 f"Its content does not fit together: {error}."
@@ -153,56 +123,3 @@ class Saved:
 def _kind(dtype: Any) -> str:
     """A dtype's name; Keras counts in int64 on TensorFlow and int32 elsewhere."""
     return "int" if str(dtype) in ("int32", "int64") else str(dtype)
-
-
-def _read_trace(
-    file: StateFile, count: int | None
-) -> tuple[int, np.ndarray, np.ndarray] | None:
-    if count is None:
-        return None
-    return int(count), file.read("trace.samples"), file.read("trace.total")
-
-
-def _read_list(
-    file: StateFile, name: str, document: dict[str, Any]
-) -> list[np.ndarray]:
-    return [file.read(f"{name}.{i}") for i in range(int(document[name]))]
-
-
-def _describe(result: Result, arrays: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The document of a result, whose arrays are added to `arrays`."""
-    mask = result.mask
-    groups = {"mask": mask.indices, "scores": result.scores, "anchors": result.anchors}
-    for name, group in groups.items():
-        arrays += [(f"{name}.{i}", array) for i, array in enumerate(group.values())]
-    return {
-        **{name: list(group) for name, group in groups.items()},
-        "shapes": [list(shape) for shape in mask.shapes.values()],
-        "always": mask.always,
-        "mean_scores": dict(mask.mean_scores),
-        "candidates": mask.candidates,
-        "skipped_steps": result.skipped_steps,
-        "metadata": result.metadata,
-    }
-
-
-def _read_result(file: StateFile, document: Any) -> Result | None:
-    if document is None:
-        return None
-
-    def arrays(name: str) -> dict[str, np.ndarray]:
-        return {path: file.read(f"{name}.{i}") for i, path in enumerate(document[name])}
-
-    return Result(
-        mask=SparseMask(
-            arrays("mask"),
-            dict(zip(document["mask"], document["shapes"], strict=True)),
-            always=document["always"],
-            mean_scores=document["mean_scores"],
-            candidates=document["candidates"],
-        ),
-        scores=arrays("scores"),
-        anchors=arrays("anchors"),
-        skipped_steps=int(document["skipped_steps"]),
-        metadata=dict(document["metadata"]),
-    )

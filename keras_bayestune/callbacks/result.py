@@ -10,10 +10,10 @@ from keras_bayestune.masks import SparseMask
 
 @dataclass(frozen=True)
 class Result:
-    """Mask, scores and anchors, by variable path."""
+    """Mask, scores and anchors, by variable path; `None` what was not kept."""
 
     mask: SparseMask
-    scores: dict[str, np.ndarray]
-    anchors: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray] | None
+    anchors: dict[str, np.ndarray] | None
     skipped_steps: int
     metadata: dict[str, Any]

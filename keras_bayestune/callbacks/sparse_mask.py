@@ -10,10 +10,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bayestune.callbacks.backup import Backup, Progress
+from keras_bayestune.callbacks.backup import Backup
+from keras_bayestune.callbacks.carried_state import Carried, Position, carried_state
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.plan import Plan
 from keras_bayestune.callbacks.progress import stage_one_numbers
+from keras_bayestune.callbacks.progress_document import Progress
 from keras_bayestune.callbacks.result import Result
 from keras_bayestune.callbacks.save_plots import save_plots
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
@@ -127,6 +129,9 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._batches_before_epoch = 0
         self._batches = 0
         self._is_first_epoch = True
+        self._epoch = 0
+        self._is_over = False
+        self._carried: Carried | None = None
 
     @property
     def mask(self) -> SparseMask:
@@ -136,12 +141,22 @@ class SparseMaskCallback(keras.callbacks.Callback):
     @property
     def scores(self) -> dict[str, np.ndarray]:
         """Posterior mean scale of each scalar, by path; as `mask`."""
-        return self._finished().scores
+        return self._kept(self._finished().scores)
 
     @property
     def anchors(self) -> dict[str, np.ndarray]:
         """Values at the start, by path; as `mask`."""
-        return self._finished().anchors
+        return self._kept(self._finished().anchors)
+
+    @staticmethod
+    def _kept(arrays: dict[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+        if arrays is None:
+            raise ValueError(
+                "A model that was saved after the end of `fit` does not hold scores "
+                "and anchors of stage 1, only its mask. Take them from the callback "
+                "of that `fit`."
+            )
+        return arrays
 
     @property
     def trace(self) -> np.ndarray:
@@ -166,10 +181,53 @@ class SparseMaskCallback(keras.callbacks.Callback):
         """How the mask was chosen, for the file of a delta."""
         return self._finished().metadata
 
+    def set_model(self, model: keras.Model) -> None:
+        """Have the optimizer carry the state of the run through Keras's files."""
+        super().set_model(model)
+        # Now, because another callback may load a state before this one begins.
+        self._attach()
+
+    def _attach(self) -> None:
+        optimizer = unscaled(self.model.optimizer)
+        if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
+            optimizer.run.attach(
+                lambda: carried_state(
+                    self.model,
+                    self._progress(self._epoch),
+                    Position(
+                        self._epoch,
+                        self._batches_before_epoch,
+                        self.params.get("steps"),
+                        self._is_over,
+                    ),
+                ),
+                can_switch=self.plan.finetune_optimizer is not None,
+            )
+
+    def _take_carried(self) -> None:
+        """Go on from what was loaded with the optimizer, if anything was."""
+        optimizer = unscaled(self.model.optimizer)
+        if not isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
+            return
+        taken = optimizer.run.take()
+        if taken is None:
+            return
+        document, arrays, stage_two = taken
+        self._carried = Carried(document, arrays)
+        progress = self._carried.progress
+        if stage_two is not None and progress.result is not None:
+            with strategy_scope(self.model):
+                self._switch(progress.result.mask)
+            unscaled(self.model.optimizer).load_own_variables(stage_two)
+        self._carried.restore(self.model)
+        self._go_on(progress)
+
     def on_train_begin(self, logs: Any = None) -> None:
         """Check the plan before the first step."""
-        self._is_first_epoch = True
+        self._is_first_epoch, self._is_over = True, False
         self._compact.set_model(self.model)
+        self._carried = None
+        self._take_carried()
         if self._result is not None:
             self._restore_backup()
             return  # stage 2 goes on in another `fit`
@@ -184,6 +242,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             optimizer.non_trainable_anchors = [
                 np.array(ops.convert_to_numpy(v)) for v in self._statistics()
             ]
+        self._attach()  # to another one, if a head was excluded
         self._restore_backup()
 
     def _statistics(self) -> list[keras.Variable]:
@@ -216,29 +275,35 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 )
             model.optimizer.build(model.trainable_variables)
         saved.restore(model)
-        self._result, self._numbers = progress.result, progress.numbers
-        self._batches = progress.batches
-        means = []
-        if self._result is None:
-            means = self._stage_one().running_means()
+        if progress.result is None:
             self._stage_one().non_trainable_anchors = progress.non_trainable
-        if progress.trace is not None:
-            self._trace = ScaleTrace(means, self.trace_scalars)
-            self._trace.restore(*progress.trace)
+        self._go_on(progress)
+        self._carried = None  # older, if anything was loaded
         # As keras.callbacks.BackupAndRestore does (Keras 3.15).
         model._initial_epoch = progress.epoch
 
-    def _write_backup(self, epoch: int) -> None:
-        if self._backup is None:
-            return
+    def _go_on(self, progress: Progress) -> None:
+        """Know what the callback of the interrupted `fit` knew."""
+        self._result, self._numbers = progress.result, progress.numbers
+        self._batches = progress.batches
+        means = [] if self._result is not None else self._stage_one().running_means()
+        self._trace = None
+        if progress.trace is not None:
+            self._trace = ScaleTrace(means, self.trace_scalars)
+            self._trace.restore(*progress.trace)
+
+    def _progress(self, epoch: int) -> Progress:
         trace = None if self._trace is None else self._trace.state()
         statistics = (
             self._stage_one().non_trainable_anchors if self._result is None else []
         )
-        progress = Progress(
+        return Progress(
             epoch, self._batches, self._numbers, self._result, statistics, trace
         )
-        self._backup.save(self.model, progress)
+
+    def _write_backup(self, epoch: int) -> None:
+        if self._backup is not None:
+            self._backup.save(self.model, self._progress(epoch))
 
     def _stage_one(self) -> BayesTuneSGLD:
         optimizer = unscaled(self.model.optimizer)
@@ -265,13 +330,18 @@ class SparseMaskCallback(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Remember where the epoch starts, and write the backup."""
         if self._is_first_epoch:
+            self._take_carried()  # what another callback has loaded since
+            if self._carried is not None:
+                self._carried.check_epoch(epoch)
             # A `fit` that goes on from an earlier one counts the batches of that, too.
             steps = self.params.get("steps") or 0
             self._batches = max(self._batches, epoch * steps)
+            self._end_stage_one_if_due(epoch)
         else:
             # Not at the end of the last one, which other callbacks have yet to end.
             self._write_backup(epoch)
         self._is_first_epoch = False
+        self._epoch = epoch
         self._batches_before_epoch = self._batches
         self._compact.start()
 
@@ -290,6 +360,19 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if steps is not None and self._batches >= steps:
             self._end_stage_one()
             self._compact.start()
+
+    def _end_stage_one_if_due(self, epoch: int) -> None:
+        """End stage 1 if its last batch was done when the state was saved.
+
+        Another callback may have saved it before this one could end the stage.
+        """
+        if self._carried is None or self._result is not None:
+            return
+        epochs, steps = self.plan.sampling_epochs, self.plan.sampling_steps
+        if (epochs is not None and epoch >= epochs) or (
+            steps is not None and self._batches >= steps
+        ):
+            self._end_stage_one()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """End stage 1 if it was planned by epochs; log where the run is."""
@@ -320,6 +403,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Build the mask if stage 1 lasted until here; report skipped steps."""
         self._end_fit()
+        self._is_over = True
+        optimizer = unscaled(self.model.optimizer)
+        if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
+            optimizer.run.detach()
         if self._backup is not None:
             self._backup.delete()
 
@@ -327,7 +414,9 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._compact.on_train_end()
         if self._result is None:
             self._end_stage_one()
-        elif self.restore_anchors and self.plan.finetune_optimizer is None:
+        elif self.restore_anchors and isinstance(
+            unscaled(self.model.optimizer), BayesTuneSGLD
+        ):
             # `fit` may have set moving averages after the mask was built.
             self._restore()
         skipped = self._skipped_steps()
@@ -386,6 +475,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if self.plan.finetune_optimizer is not None:
             stage_two = SparseOptimizer(self.plan.finetune_optimizer, mask)
             switch_optimizer(self.model, stage_two)
+            self._attach()
 
     def _anchors_of_statistics(self) -> dict[str, np.ndarray]:
         variables = self._statistics()
@@ -400,7 +490,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         return {v.path: a for v, a in zip(variables, anchors, strict=True)}
 
     def _restore(self) -> None:
-        anchors = self._finished().anchors
+        anchors = self.anchors
         for variable in self.model.variables:
             if variable.path in anchors:
                 variable.assign(anchors[variable.path])

@@ -2,8 +2,10 @@
 
 import errno
 import os
-import stat
+import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +19,8 @@ from keras_bayestune import (
     SparseMaskCallback,
     SparseOptimizer,
 )
-from keras_bayestune.callbacks.backup import Backup, Progress
+from keras_bayestune.callbacks.backup import Backup
+from keras_bayestune.callbacks.progress_document import Progress
 
 ON_JAX = keras.backend.backend() == "jax"
 
@@ -199,21 +202,36 @@ def test_a_device_without_room(kind, tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+@pytest.fixture
+def read_only():
+    """A function that makes a folder read-only, and root another user until the end."""
+    folder = Path(tempfile.mkdtemp())  # root's `tmp_path` nobody else may enter
+
+    def close():
+        folder.chmod(0o555)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+
+    user = os.geteuid()
+    yield folder, close
+    os.seteuid(user)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="POSIX file modes")
 @pytest.mark.parametrize("kind", ["mask", "delta", "state"])
-def test_a_read_only_folder(kind, tmp_path):
-    save = savers(tmp_path)[kind]
+def test_a_read_only_folder(kind, read_only):
+    folder, close = read_only
+    save = savers(folder)[kind]
     save()
-    (path,) = tmp_path.iterdir()
+    (path,) = folder.iterdir()
+    path.chmod(0o444)
     before = path.read_bytes()
-    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        if os.access(tmp_path, os.W_OK):
-            pytest.skip("this user may write anywhere")
-        with pytest.raises(PermissionError):
-            save()
-    finally:
-        tmp_path.chmod(stat.S_IRWXU)
+    close()
+    with pytest.raises(PermissionError):
+        save()
+    assert list(folder.iterdir()) == [path]
     assert path.read_bytes() == before
 
 

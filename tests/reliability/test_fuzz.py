@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 
 from keras_bayestune import SparseDelta, SparseMask
 from keras_bayestune.callbacks import state_file
-from keras_bayestune.callbacks.backup import Backup, Progress, Saved
+from keras_bayestune.callbacks.backup import Backup, Saved
+from keras_bayestune.callbacks.carried_state import Carried, Position, carried_state
+from keras_bayestune.callbacks.progress_document import Progress
 from keras_bayestune.callbacks.result import Result
 from keras_bayestune.callbacks.state_file import StateFile
 from keras_bayestune.deltas import file_format
 from keras_bayestune.deltas.encoding import deflated
 from keras_bayestune.deltas.shira import TorchLinear, load_shira, save_shira
 from keras_bayestune.masks import file as mask_file
+from keras_bayestune.optimizers.state import RunState
 
 MOST_BYTES = 64 << 20  # that a reader may allocate for a file of some kB
 SECONDS = float(os.environ.get("KERAS_BAYESTUNE_FUZZ_SECONDS", "600"))
@@ -169,15 +172,18 @@ class DeltaFile:
         SparseDelta.load(self.path)
 
 
+def progress():
+    mask = SparseMask({"a": [0, 5], "b": [1]}, {"a": (3, 2), "b": (4,)})
+    scores = {"a": np.ones((3, 2), "float32")}
+    result = Result(mask, scores, scores, 1, {"samples": 3})
+    trace = (3, np.ones((3, 2)), np.ones(2))
+    return Progress(2, 6, {"samples": 3}, result, [np.ones(3)], trace)
+
+
 class StateFileOfARun:
     def __init__(self, folder):
         self.path = folder / "state.safetensors"
-        mask = SparseMask({"a": [0, 5], "b": [1]}, {"a": (3, 2), "b": (4,)})
-        scores = {"a": np.ones((3, 2), "float32")}
-        result = Result(mask, scores, scores, 1, {"samples": 3})
-        trace = (3, np.ones((3, 2)), np.ones(2))
-        progress = Progress(2, 6, {"samples": 3}, result, [np.ones(3)], trace)
-        Backup(folder).save(model(), progress)
+        Backup(folder).save(model(), progress())
         self.whole = self.path.read_bytes()
         file = StateFile(self.path)
         self.document = file.document
@@ -190,6 +196,30 @@ class StateFileOfARun:
 
     def load(self):
         Saved(StateFile(self.path))
+
+
+class CarriedByAnOptimizer:
+    """What Keras's files hold for the callback, as h5py hands it over."""
+
+    def __init__(self, folder):
+        self.path = folder / "document"
+        position = Position(epoch=1, batches_before=3, steps=3, is_over=False)
+        self.document, self.arrays = carried_state(model(), progress(), position)
+        self.whole = json.dumps(self.document, default=str).encode()
+        self.path.write_bytes(self.whole)
+        self.kept = self.arrays
+
+    def write_changed(self, draw):
+        text = json.dumps(changed(draw, json.loads(self.whole)))
+        self.path.write_bytes(text.encode())
+        self.kept = changed_arrays(draw, self.arrays)
+
+    def load(self):
+        document = np.frombuffer(self.path.read_bytes(), "uint8")
+        store = {"run_document": document}
+        store |= {f"run_{name}": array for name, array in self.kept.items()}
+        _, run = RunState().split(store)
+        Carried(*run)
 
 
 class ShiraFolder:
@@ -219,7 +249,7 @@ class ShiraFolder:
         load_shira(self.folder, self.base, self.modules)
 
 
-READERS = [MaskFile, DeltaFile, StateFileOfARun, ShiraFolder]
+READERS = [MaskFile, DeltaFile, StateFileOfARun, CarriedByAnOptimizer, ShiraFolder]
 
 
 def fuzz(reader, examples, start):

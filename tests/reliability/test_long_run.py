@@ -21,7 +21,7 @@ def resident():
 
 def stepper(optimizer, weight):
     """A function that does one update and returns the displacement after it."""
-    target = np.linspace(-1.0, 1.0, SIZE).astype("float32")
+    target = ops.convert_to_tensor(np.linspace(-1.0, 1.0, SIZE).astype("float32"))
 
     def gradient(value):
         return value - target
@@ -57,6 +57,9 @@ def stepper(optimizer, weight):
 
         return run, lambda: None
 
+    import torch
+
+    @torch.no_grad()
     def run():
         optimizer.apply([gradient(ops.convert_to_tensor(weight))], [weight])
         return ops.convert_to_tensor(weight)

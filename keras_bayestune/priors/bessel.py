@@ -34,7 +34,7 @@ def scaled_bessel_k(order: float, argument: np.ndarray) -> np.ndarray:
 
 
 def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    result = ops.full_like(x, coefficients[-1])
+    result: Tensor = coefficients[-1]  # a number, until it meets `x`
     for coefficient in coefficients[-2::-1]:
         result = result * x + coefficient
     return result

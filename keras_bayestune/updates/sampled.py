@@ -55,7 +55,7 @@ def update_weight(
             noises, from the scalar at flat position `start` on.
         step: Scalars of this update.
         step_size: float32 `()`, this weight's h.
-        decay: Weight decay times learning rate, a share of the weight; 0 for none.
+        decay: Weight decay times learning rate, a share of the weight; 0.0 for none.
         sampler: The rule.
         prior: The prior of this weight.
     """
@@ -69,7 +69,9 @@ def update_weight(
         else:
             carried = anchor + ops.cast(displacement, dtype)
             before = ops.where(ops.equal(carried, value), displacement, seen)
-        moved = before - decay * ops.cast(value, "float32")
+        moved = before
+        if not isinstance(decay, float):  # else 0: eagerly it would cost a pass
+            moved = before - decay * ops.cast(value, "float32")
         shape = tuple(value.shape)
         noises = tuple(draw(k, shape, start) for k in range(sampler.num_noises))
         gradient = gradient * step.gradient_scale

@@ -141,7 +141,7 @@ def plot_scales(
         >>> scales = np.random.default_rng(0).lognormal(-9, 1.5, size=(100, 50))
         >>> axes = plot_scales({"dense/kernel": scales})
         >>> axes.get_xlabel(), axes.get_ylabel()
-        ('Proportion of scalars', 'Posterior mean scale')
+        ('Proportion of scalars', 'Posterior mean scale (units of the weight)')
         >>> plt.close(axes.figure)
     """
     curve = scale_curve(scores, mask)
@@ -189,7 +189,7 @@ def plot_scales(
     ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
     ax.grid(alpha=0.3)
     ax.set_xlabel("Proportion of scalars")
-    ax.set_ylabel("Posterior mean scale")
+    ax.set_ylabel("Posterior mean scale (units of the weight)")
     ax.set_title("Sorted posterior scales", fontsize=11)
     ax.legend(fontsize=9)
     return ax

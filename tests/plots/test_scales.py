@@ -119,7 +119,7 @@ def test_plot_shows_curve_candidates_and_choice():
     assert labels(axes)[2] == "chosen p = 2 % (61 scalars)"
     assert axes.get_title() == "Sorted posterior scales"
     assert axes.get_xlabel() == "Proportion of scalars"
-    assert axes.get_ylabel() == "Posterior mean scale"
+    assert axes.get_ylabel() == "Posterior mean scale (units of the weight)"
 
 
 @pytest.mark.parametrize(

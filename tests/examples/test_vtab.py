@@ -119,6 +119,46 @@ def test_a_task(vtab, data_dir, preset, tmp_path, method):
         assert not np.array_equal(before, after)
 
 
+def rows_of(vtab, places, types=()):
+    locations = vtab.tf.constant([[0.0, 0.0, z] for z in places])
+    objects = {"pixel_coords": locations, "size": vtab.tf.zeros(len(places))}
+    return {"objects": {**objects, "location": locations, "type": np.array(types)}}
+
+
+def test_computed_labels(vtab):
+    clevr = [rows_of(vtab, [8.2, 12, 11]), rows_of(vtab, [9.7] * 10)]
+    label = {task: row[-1] for task, row in vtab.COMPUTED.items()}
+    assert [int(label["clevr-count"](row)) for row in clevr] == [0, 7]
+    assert [int(label["clevr-distance"](row)) for row in clevr] == [1, 4]
+    kitti = [
+        rows_of(vtab, [5.0, 30.0], [2, 0]),
+        rows_of(vtab, [5.0, 12.0], [3, 1]),  # the near one walks
+        rows_of(vtab, [40.0], [0]),
+        rows_of(vtab, [5.0], [4]),
+    ]
+    assert [int(label["kitti-distance"](row)) for row in kitti] == [0, 1, 2, 3]
+    for task, field, values, found in (
+        ("dsprites-location", "label_x_position", [0, 1, 31], [0, 0, 15]),
+        ("dsprites-orientation", "label_orientation", [2, 3, 5, 39], [0, 1, 2, 15]),
+    ):
+        rows = [{field: vtab.tf.constant(value, "int64")} for value in values]
+        assert [int(label[task](row)) for row in rows] == found
+
+
+def test_grey_images_of_another_label(vtab, monkeypatch):
+    def fake(name, split, data_dir, with_info):
+        assert name == "dsprites" and split[-1] == "train[90%:]"
+        row = {"image": np.ones((4, 8, 8, 1), "uint8"), "label_x_position": [7] * 4}
+        return [vtab.tf.data.Dataset.from_tensor_slices(row)] * 3, None
+
+    monkeypatch.setattr(vtab.tfds, "load", fake)
+    parts, classes = vtab.load("dsprites-location", None)
+    images, labels = next(iter(vtab.batches(parts[0], (16, 16), 4)))
+    assert classes == 16 and labels.numpy().tolist() == [3] * 4
+    assert images.shape == (4, 16, 16, 3) and (images.numpy() == 255).all()
+
+
 def test_every_task_is_one_of_tfds(vtab):
-    for name, _ in vtab.TASKS.values():
+    assert len(vtab.TASKS) == 19
+    for name, *_ in [*vtab.LABELLED.values(), *vtab.COMPUTED.values()]:
         assert vtab.tfds.builder_cls(name.split("/")[0]).name == name.split("/")[0]

@@ -3,6 +3,9 @@
     python -m benchmarks.quality run --suite digits --seeds 10
     python -m benchmarks.quality run --suite text --jsonl FOLDER --preset FOLDER
     python -m benchmarks.quality table --suite digits
+    python -m benchmarks.quality ranks --labels digits-400-300 text-60-80
+    python -m benchmarks.quality figure --suite digits --figure errors.png
+    python -m benchmarks.quality stability --suite digits --seeds 2
 
 A cell is one task, method, share p of the scalars, head rule and seed under one
 budget. A finished cell is one file, so a stopped run loses one cell at most and goes on

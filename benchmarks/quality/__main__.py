@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 from benchmarks import quality
-from benchmarks.quality import cells, methods, table
+from benchmarks.quality import cells, figure, methods, stability, table
 from benchmarks.quality.digits import Digits
 from benchmarks.quality.text import Text
+from benchmarks.quality.vit import Vit
 
 
 def new_suite(args):
@@ -57,13 +58,47 @@ def show(args):
     print(table.markdown(results_of(args).read(), args.head, args.tasks))
 
 
+def show_ranks(args):
+    suites = {
+        label: cells.Results(label, args.out, args.collected).read()
+        for label in args.labels
+    }
+    print(table.together(suites, args.head))
+
+
+def draw(args):
+    figure.save(results_of(args).read(), args.head, args.figure)
+    print(args.figure)
+
+
+def show_stability(args):
+    suite = new_suite(args)
+    suite.fractions = tuple(args.fractions or suite.fractions)
+    figures = {}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for task in args.tasks or suite.tasks:
+            figures[task, seed] = stability.measure(suite, task, seed, args.chains)
+            print(f"seed {seed}  {task}", flush=True)
+    print(stability.markdown(figures))
+
+
+DO = {
+    "run": run,
+    "collect": collect,
+    "table": show,
+    "ranks": show_ranks,
+    "figure": draw,
+    "stability": show_stability,
+}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=quality.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    suites = {suite.name: suite for suite in (Digits, Text)}
-    parser.add_argument("do", choices=["run", "collect", "table"])
+    suites = {suite.name: suite for suite in (Digits, Text, Vit)}
+    parser.add_argument("do", choices=DO)
     parser.add_argument("--suite", default="digits", choices=suites)
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--methods", nargs="+", help="; ".join(methods.METHODS))
@@ -73,6 +108,9 @@ def main(argv=None):
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--selection-steps", type=int, help="default: the suite's")
     parser.add_argument("--finetune-steps", type=int, help="default: the suite's")
+    parser.add_argument("--labels", nargs="+", help="ranks: names of collected files")
+    parser.add_argument("--figure", type=Path, default=Path("results/errors.png"))
+    parser.add_argument("--chains", type=int, default=4, help="stability: per task")
     parser.add_argument("--preset", help="text: BertBackbone preset or folder")
     parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
     parser.add_argument("--data-dir", help="text: where TFDS keeps its data sets")
@@ -86,7 +124,7 @@ def main(argv=None):
     }
     suite = suites[args.suite]
     args.suite = type(suite.__name__, (suite,), budget)
-    {"run": run, "collect": collect, "table": show}[args.do](args)
+    DO[args.do](args)
 
 
 if __name__ == "__main__":

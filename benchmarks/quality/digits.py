@@ -61,10 +61,15 @@ class Digits(Suite):
     rates = (3e-3, 1e-2, 3e-2)
     full_rates = (3e-4, 1e-3, 3e-3)
     compiles_once = True
+    pretraining_epochs = 25
 
     def __init__(self):
-        self.model = new_model()
+        self.model = self.new_model("digits")
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def new_model(self, name):
+        """Return a network with new weights, its head last."""
+        return new_model(name)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (one suite lives as long as the run)
     def pretrained(self, seed, lower_half):
@@ -75,11 +80,14 @@ class Digits(Suite):
         if lower_half:
             known = known[labels[known] < 5]
         keras.utils.set_random_seed(seed)
-        teacher = new_model("teacher")
+        teacher = self.new_model("teacher")
         teacher.compile(keras.optimizers.Adam(1e-3), self.loss)
         # Batches of one size need one compilation.
         known = known[: len(known) // 25 * 25]
-        teacher.fit(images[known], labels[known], batch_size=25, epochs=25, verbose=0)
+        epochs = self.pretraining_epochs
+        teacher.fit(
+            images[known], labels[known], batch_size=25, epochs=epochs, verbose=0
+        )
         return teacher.get_weights(), order[PRETRAINING:]
 
     def problem(self, task, seed, head):
@@ -89,10 +97,11 @@ class Digits(Suite):
         weights, rest = self.pretrained(seed, new_classes)
         rng = np.random.default_rng([seed, self.tasks.index(task)])
         if head == "always" or new_classes:
-            limit = (6 / (64 + 10)) ** 0.5  # as Keras starts a Dense layer
+            shape = weights[-2].shape
+            limit = (6 / sum(shape)) ** 0.5  # as Keras starts a Dense layer
             weights = [
                 *weights[:-2],
-                rng.uniform(-limit, limit, (64, 10)).astype("float32"),
+                rng.uniform(-limit, limit, shape).astype("float32"),
                 np.zeros(10, "float32"),
             ]
         test, validation, train = np.split(rest, [TEST, TEST + VALIDATION])
@@ -117,7 +126,7 @@ class Digits(Suite):
         rank = round(scalars / 320)
         if rank == 0:
             return None
-        model = new_model("digits_lora")
+        model = self.new_model("digits_lora")
         model.set_weights(problem.weights)
         model.get_layer("backbone").enable_lora(rank, ["hidden_1", "hidden_2"])
         for name in ("hidden_1", "hidden_2"):  # KerasHub would train these as well

@@ -31,8 +31,11 @@ def figures(problem: Problem, outputs: np.ndarray, labels: np.ndarray):
     return {name: round(float(value), 6) for name, value in found.items()}
 
 
-def outputs_of(model: keras.Model, x: Any, size: int = 500) -> np.ndarray:
-    """Return the outputs for `x`, without `predict`, which `compile` makes compile."""
+def outputs_of(model: keras.Model, x: Any, size: int = 50) -> np.ndarray:
+    """Return the outputs for `x`, without `predict`, which `compile` makes compile.
+
+    Layer by layer: small batches, whose activations fit the cache, take half the time.
+    """
     arrays = keras.tree.flatten(x)
     pieces = range(0, len(arrays[0]), size)
     return np.concatenate(

@@ -55,6 +55,7 @@ def sampler(suite: Suite, seed: int, **changed) -> kbt.BayesTuneSGLD:
     """Return BayesTune's stage 1 with its defaults for a run of that length."""
     steps = suite.selection_steps
     plan = {"warmup_steps": steps // 4, "burn_in_steps": steps // 2, "seed": seed}
+    plan["thinning"] = max(1, steps // 80)  # about 40 draws, however short the run
     return kbt.BayesTuneSGLD(suite.selection_rate, **{**plan, **changed})
 
 

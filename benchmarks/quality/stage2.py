@@ -71,7 +71,8 @@ class Stage2:
 
     def _masked(self, mask, loss):
         variables = self.model.trainable_variables
-        if not self.model.compiled:
+        # A KerasHub task compiles itself.
+        if not isinstance(getattr(self.model, "optimizer", None), MaskedAdam):
             self.model.compile(MaskedAdam(global_clipnorm=1.0), loss)
             self.model.optimizer.build(variables)
         optimizer = self.model.optimizer

@@ -21,6 +21,38 @@ def markdown(found: Mapping[Any, Mapping[str, Any]], head: str, tasks=None) -> s
     return "\n\n".join(one_table(cells, fraction) for fraction in fractions)
 
 
+def together(suites: Mapping[str, Mapping[Any, Mapping[str, Any]]], head: str) -> str:
+    """Return the mean ranks of each suite and their mean, for methods that all have."""
+    tables = []
+    of_suites = [[c for c in found if c.head == head] for found in suites.values()]
+    fractions = [{c.fraction for c in cells} - {None} for cells in of_suites]
+    for fraction in sorted(set.intersection(*fractions)):
+        values = {}
+        for suite, found in suites.items():
+            cells = {c: record for c, record in found.items() if c.head == head}
+            values[suite] = values_of(cells, fraction)
+        whole = {methods.FULL, methods.HEAD_ONLY}
+        shared = set.intersection(*map(set, values.values())) - whole
+        rank: dict[str, list[float]] = {method: [] for method in sorted(shared)}
+        columns = ["method"]
+        for suite, rows in values.items():
+            blocks = sorted(rows[methods.OURS])
+            columns.append(f"{suite}, {len(blocks)} blocks")
+            of_suite = ranks(
+                {m: np.array([primary(rows[m][b]) for b in blocks]) for m in rank}
+            )
+            for method, value in of_suite.items():
+                rank[method].append(value)
+        columns.append("mean rank")
+        lines = [f"p = {100 * fraction:g} %.", "", "| " + " | ".join(columns) + " |"]
+        lines.append("| " + " | ".join("---" for _ in columns) + " |")
+        for method, found_ranks in sorted(rank.items(), key=lambda row: sum(row[1])):
+            row = [*found_ranks, float(np.mean(found_ranks))]
+            lines.append(f"| {method} | " + " | ".join(f"{v:.2f}" for v in row) + " |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 def values_of(cells, fraction) -> dict[str, dict[tuple[str, int], Mapping[str, Any]]]:
     """Return {method: {(task, seed): record}} at one p."""
     found: dict[str, dict[tuple[str, int], Mapping[str, Any]]] = {}

@@ -7,10 +7,18 @@ import pytest
 import keras_bayestune as kbt
 
 pytest.importorskip("sklearn")
-pytest.importorskip("keras_hub")
+keras_hub = pytest.importorskip("keras_hub")
 from benchmarks.quality import __main__ as command  # noqa: E402
-from benchmarks.quality import cells, evaluation, methods, stage2, table  # noqa: E402
+from benchmarks.quality import (  # noqa: E402
+    cells,
+    evaluation,
+    figure,
+    methods,
+    stage2,
+    table,
+)
 from benchmarks.quality.digits import BACKBONE, Digits, new_model  # noqa: E402
+from benchmarks.quality.vit import Vit  # noqa: E402
 
 HEAD = 64 * 10 + 10
 
@@ -160,6 +168,51 @@ def test_the_parts_of_a_task_share_no_image():
         assert len(np.unique(images, axis=0)) == len(images)
 
 
+@pytest.fixture
+def text_data(tmp_path):
+    """A tiny BERT of random weights, and a task of word pairs."""
+    words = ["cat", "dog", "sun", "rain"]
+    preset = tmp_path / "preset"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    keras_hub.models.BertBackbone(
+        vocabulary_size=len(vocabulary),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=48,
+    ).save_to_preset(preset)
+    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(preset)
+    (tmp_path / "stsb").mkdir()
+    rng = np.random.default_rng(0)
+    for part in ("train", "val", "test"):
+        rows = [
+            {"text_a": a, "text_b": b, "label": 5.0 * (a == b)}
+            for a, b in rng.choice(words, (40, 2)).tolist()
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "stsb" / f"{part}.jsonl").write_text(lines)
+    return ["--suite", "text", "--preset", str(preset), "--jsonl", str(tmp_path)]
+
+
+def test_text(tmp_path, text_data):
+    arguments = ["--tasks", "stsb", "--fractions", "0.02", "--methods"]
+    run(tmp_path, *text_data, *arguments, "BayesTune", "LoRA", "full")
+    found = cells.Results("text-20-20", tmp_path, tmp_path).read()
+    found = {cell.method: record for cell, record in found.items()}
+    assert found.keys() == {"BayesTune", "LoRA", "full"}
+    size = (9 + 48 + 2 + 2) * 8  # embeddings, and their normalisation
+    size += 4 * (8 * 8 + 8) + 2 * 8 * 16 + 16 + 8 + 4 * 8  # one layer
+    counts = {method: record["trained scalars"] for method, record in found.items()}
+    assert counts == {
+        "BayesTune": int(0.02 * size) + 9,
+        "LoRA": 2 * (8 * 2 + 4) + 9,
+        "full": size + 9,
+    }
+    for record in found.values():
+        assert list(record["test"]) == ["Spearman", "Pearson"]
+
+
 def record(value):
     return {
         "test": {"accuracy": value, "NLL": 0.1, "ECE": 0.2, "Brier": 0.3},
@@ -189,6 +242,86 @@ def test_ranks_and_paired_differences():
     assert rows["Fisher"][4:6] == ["1.50", "+0.00 [+0.00, +0.00]"]
     assert rows["full"][4] == "-"
     assert rows["BayesTune"][1] == "81.50 ± 0.65"
+
+
+def test_the_ranks_of_two_suites_count_what_both_have():
+    def suite(tasks, values):
+        return {
+            cells.Cell(t, m, 0.02, "always", s): record(value)
+            for s in range(2)
+            for t in tasks
+            for m, value in values.items()
+        }
+
+    one = suite("ab", {"BayesTune": 0.9, "random": 0.8, "Fisher": 0.7, "full": 1.0})
+    other = suite("c", {"BayesTune": 0.8, "random": 0.9, "LoRA": 0.99, "full": 1.0})
+    text = table.together({"vision": one, "text": other}, "always")
+    assert text.splitlines() == [
+        "p = 2 %.",
+        "",
+        "| method | vision, 4 blocks | text, 2 blocks | mean rank |",
+        "| --- | --- | --- | --- |",
+        "| BayesTune | 1.00 | 2.00 | 1.50 |",
+        "| random | 2.00 | 1.00 | 1.50 |",
+    ]
+
+
+def test_the_figure_has_a_curve_for_each_method(finished, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    found = {
+        cells.Cell(t, m, p, "always", s): record(0.5 + 0.1 * s + p)
+        for m in ("random", "BayesTune")
+        for p in (0.1, 0.2)
+        for t in "ab"
+        for s in range(2)
+    }
+    at_p = {0.1: [40.0, 30.0], 0.2: [30.0, 20.0]}
+    errors = figure.errors_of(found, "always")
+    assert list(errors) == ["BayesTune", "random"]
+    for curve in errors.values():
+        assert curve.keys() == at_p.keys()
+        for p, values in curve.items():
+            np.testing.assert_allclose(values, at_p[p])
+    file = tmp_path / "errors.png"
+    run(finished[0], "--figure", str(file), do="figure")
+    assert file.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_stability(tmp_path, capsys):
+    small = ["--tasks", "turned", "--fractions", "0.02", "--chains", "2"]
+    # 80 steps: 40 draws after burn-in, ten of which the sample size needs.
+    run(tmp_path, *small, "--selection-steps", "80", do="stability")
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if len(row) == 2 and row[1][0] in "0123456789"]
+    found = {name[2:]: value[:-2] for name, value in rows}
+    for heading in ("overlap of two chains", "BayesTune, chosen scalars"):
+        assert found.pop(heading) == "2 %"
+    found = {name: float(value) for name, value in found.items()}
+    assert found.pop("draws of a chain") == 40
+    assert 1 < found.pop("effective draws, median") < 40 * np.log10(40)
+    assert 0.5 < found.pop("probability in the top p, by the chain itself") <= 1
+    assert found.pop("chance") == 0.02
+    assert set(found) == {
+        "BayesTune",
+        "movement, SGD",
+        "movement, Adam",
+        "movement, Adam, v^(1/4)",
+        "share of the other chains that choose it",
+    }
+    assert all(0.05 < value < 1 for value in found.values())
+
+
+def test_a_vit_learns_digits_and_moves_on():
+    suite = type("Small", (Vit,), {"pretraining_epochs": 1})()
+    problem = suite.problem("turned", 0, "always")
+    assert sum(w.size for w in problem.weights) == 17888 + 32 * 10 + 10
+    assert suite.with_lora(problem, 50) is None
+    model = suite.with_lora(problem, 1117)
+    assert sum(int(np.prod(v.shape)) for v in model.trainable_variables) == 1088 + 330
+    x = problem.test[0][:8]
+    problem.model.set_weights(problem.weights)
+    outputs = (keras.ops.convert_to_numpy(m(x)) for m in (model, problem.model))
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says():

@@ -1,6 +1,7 @@
 # Over 300 lines: one optimizer with its read access, a quarter docstring.
 """Stage 1: sample the posterior of the weights and score every scalar."""
 
+import functools
 import math
 import random
 import warnings
@@ -30,14 +31,19 @@ from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
 from keras_bayestune.updates.begin import Chain, Schedule, begin_step
-from keras_bayestune.updates.joined import drawing, joined, per_scalar
+from keras_bayestune.updates.joined import PerScalar, joined, per_scalar
 from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
     sum_over_replicas,
     update_each,
 )
-from keras_bayestune.updates.sampled import adam_update, update_weight, with_sample
+from keras_bayestune.updates.sampled import (
+    Single,
+    adam_update,
+    weight_update,
+    with_sample,
+)
 
 Tensor = Any  # a backend tensor
 
@@ -230,8 +236,13 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             self._trainable_variables,
             [self._use_weight_decay(v) for v in self._trainable_variables],
         )
+        update = functools.cache(lambda prior: weight_update(step, self.sampler, prior))
         for group in groups:
-            self._update(group, joined([gradients[i] for i in group.indices]), step)
+            gradient = joined([gradients[i] for i in group.indices])
+            arrays = (group.weight(), group.anchor(), gradient)
+            joint, single = self._beside(group, step)
+            new = update(group.prior)((*arrays, joint), single)
+            self._store(group.changes(new))
         self._add_sample(groups, step)
 
     def _begin_step(
@@ -277,27 +288,22 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         new = adam_update(value, gradient, momentum, velocity, decay, step)
         self._store(zip(targets, new, strict=True))
 
-    def _update(self, group: WeightGroup, gradient: Tensor, step: Step) -> None:
-        """Update the weights of a group as one."""
+    def _beside(
+        self, group: WeightGroup, step: Step
+    ) -> tuple[PerScalar | None, Single]:
+        """Return step size, weight decay and noise of a group."""
         places = [self._prior_index[i] for i in group.indices]
-        n = self.sampler.num_noises
-        new = update_weight(
-            group.weight(),
-            group.anchor(),
-            gradient,
-            drawing(
-                self.sampler.noise,
-                step,
-                [[n * p + k for p in places] for k in range(n)],
-                group.shapes,
-            ),
-            step,
-            per_scalar(step.step_size, places, group.shapes),
+        count = self.sampler.num_noises
+        streams = [[count * place + k for place in places] for k in range(count)]
+        single = Single(
+            step.step_size[places[0]],
             self._decay(group.variables[0], step),
-            self.sampler,
-            group.prior,
+            tuple(stream[0] for stream in streams),
         )
-        self._store(group.changes(new))
+        if len(places) == 1:
+            return None, single
+        noise, shapes = self.sampler.noise, group.shapes
+        return per_scalar(noise, step, places, streams, shapes), single
 
     def _decay(self, variable: Any, step: Step) -> Tensor | float:
         if self.weight_decay and self._use_weight_decay(variable):

@@ -1,9 +1,8 @@
 """Several small tensors as one, so that one loop serves them all."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -55,41 +54,31 @@ def separated(tree: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
     return trees
 
 
+class PerScalar(NamedTuple):
+    """What differs from scalar to scalar where several weights are joined."""
+
+    step_size: Tensor  # float32, flat
+    noises: tuple[Tensor, ...]  # float32, flat
+
+
 def per_scalar(
-    values: Tensor, places: Sequence[int], shapes: Sequence[tuple[int, ...]]
-) -> Tensor:
-    """Return `values[place]` of each tensor, for a single one a scalar.
-
-    Of several joined ones each scalar gets that of the tensor it is in.
-    """
-    if len(places) == 1:
-        return values[places[0]]
-    sizes = [math.prod(shape) for shape in shapes]
-    return ops.take(values, np.repeat(np.asarray(places, "int32"), sizes))
-
-
-def drawing(
     noise: Noise,
     step: Step,
+    places: Sequence[int],
     streams: Sequence[Sequence[int]],
     shapes: Sequence[tuple[int, ...]],
-) -> Callable[[int, tuple[int, ...], int], Tensor]:
-    """Return `draw(k, shape, start)` for one tensor, or for several as one.
-
-    Each tensor has its streams: joined or single, it draws the same.
+) -> PerScalar:
+    """Return step size and noises of joined tensors: those that each has when single.
 
     Args:
         noise: What to draw.
         step: Scalars of the update.
-        streams: Of the k-th noise of each tensor.
+        places: Of the tensors, in `step.step_size`.
+        streams: For each noise, the stream of each tensor.
         shapes: Of the tensors.
     """
-    if len(shapes) == 1:
-        return lambda k, shape, start: noise(
-            step.seed, step.count, streams[k][0], shape, start
-        )
     sizes = [math.prod(shape) for shape in shapes]
-    whole = functools.cache(
-        lambda k: noise.in_a_row(step.seed, step.count, streams[k], sizes)
+    return PerScalar(
+        ops.take(step.step_size, np.repeat(np.asarray(places, "int32"), sizes)),
+        tuple(noise.in_a_row(step.seed, step.count, one, sizes) for one in streams),
     )
-    return lambda k, shape, start: whole(k)[start : start + math.prod(shape)]

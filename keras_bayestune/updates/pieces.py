@@ -13,57 +13,73 @@ PIECE = 1 << 18  # scalars, a multiple of 32
 SMALLEST_COMPILED = 1 << 16  # scalars
 
 
-def in_pieces(function: Callable[[Any, int], Any], arrays: Any) -> Any:
-    """Return `function(arrays, 0)`, an elementwise function of arrays of one shape.
+class Elementwise:
+    """`function(arrays, scalars, start)`, an elementwise function, with few passes.
 
-    Where XLA compiles the train step, it makes one loop over memory of it. TensorFlow
-    does without XLA on a CPU unless told otherwise; there the function alone is
-    compiled. PyTorch on a CPU would read and write the whole array at each operation;
-    there `function(piece, start)` is called on flat pieces that begin at position
-    `start`.
+    Called as `(arrays, scalars)`. Where XLA compiles the train step, it makes one loop
+    over memory of it. TensorFlow does without XLA on a CPU unless told otherwise; there
+    the function alone is compiled, once for all arrays of one shape. PyTorch on a CPU
+    would read and write the whole array at each operation; there the function gets
+    flat pieces that begin at position `start`.
 
     Args:
-        function: Takes and returns nested tuples and dicts of arrays and `None`.
-        arrays: Its argument.
+        function: Takes nested tuples and dicts of arrays of one shape and `None`, and
+            of numbers; returns arrays of that shape in the same way. It must not read
+            tensors from outside that change from one call to the next.
     """
-    backend = keras.backend.backend()
-    if backend == "jax":
-        return function(arrays, 0)
-    present = [a for a in keras.tree.flatten(arrays) if a is not None]
-    shape = tuple(present[0].shape)
-    size = math.prod(shape)
-    if backend == "tensorflow":
-        return _compiled(function, arrays, size)
-    if size <= PIECE or present[0].device.type != "cpu":
-        return function(arrays, 0)
 
-    def write(whole: Any, part: Any) -> None:
-        whole[start : start + len(part)] = part
+    def __init__(self, function: Callable[[Any, Any, int], Any]):
+        self._function = function
+        self._compiled: dict[Any, Any] = {}  # on TensorFlow, by shape
 
-    flat = _each(lambda array: array.reshape(-1), arrays)
-    result = None
-    for start in range(0, size, PIECE):
-        piece = _each(lambda array: array[start : start + PIECE], flat)  # noqa: B023
-        part = function(piece, start)
-        if result is None:
-            result = _each(lambda p: p.new_empty(size), part)
-        _each(write, result, part)
-    return _each(lambda array: array.reshape(shape), result)
+    def __call__(self, arrays: Any, scalars: Any = ()) -> Any:
+        """Return the function's value at `arrays` and `scalars`."""
+        backend = keras.backend.backend()
+        if backend == "jax":
+            return self._function(arrays, scalars, 0)
+        present = [a for a in keras.tree.flatten(arrays) if a is not None]
+        shape = tuple(present[0].shape)
+        if backend == "tensorflow":
+            return self._on_tensorflow(arrays, scalars, shape)
+        if math.prod(shape) <= PIECE or present[0].device.type != "cpu":
+            return self._function(arrays, scalars, 0)
+        return self._in_pieces(arrays, scalars, shape)
+
+    def _in_pieces(self, arrays: Any, scalars: Any, shape: tuple[int, ...]) -> Any:
+        def write(whole: Any, part: Any) -> None:
+            whole[start : start + len(part)] = part
+
+        size = math.prod(shape)
+        flat = _each(lambda array: array.reshape(-1), arrays)
+        result = None
+        for start in range(0, size, PIECE):
+            piece = _each(lambda array: array[start : start + PIECE], flat)  # noqa: B023
+            part = self._function(piece, scalars, start)
+            if result is None:
+                result = _each(lambda p: p.new_empty(size), part)
+            _each(write, result, part)
+        return _each(lambda array: array.reshape(shape), result)
+
+    def _on_tensorflow(self, arrays: Any, scalars: Any, shape: tuple[int, ...]) -> Any:
+        import tensorflow as tf
+
+        # Eagerly each call would be compiled anew; on macOS TensorFlow lacks XLA.
+        small = math.prod(shape) < SMALLEST_COMPILED
+        if small or tf.executing_eagerly() or sys.platform == "darwin":
+            return self._function(arrays, scalars, 0)
+        if shape not in self._compiled:
+            # One for each shape: TensorFlow warns of one that is traced often.
+            self._compiled[shape] = tf.function(
+                lambda arrays, scalars: self._function(arrays, scalars, 0),
+                jit_compile=True,
+                autograph=False,
+            )
+        # An integer as it is would be compiled in. Of variables, too.
+        scalars = _each(lambda n: tf.constant(n) if type(n) is int else n, scalars)
+        return self._compiled[shape](_each(tf.convert_to_tensor, arrays), scalars)
 
 
 def _each(change: Callable[..., Any], *trees: Any) -> Any:
     return keras.tree.map_structure(
         lambda *leaves: None if leaves[0] is None else change(*leaves), *trees
     )
-
-
-def _compiled(function: Callable[[Any, int], Any], arrays: Any, size: int) -> Any:
-    import tensorflow as tf
-
-    # Eagerly each call would be compiled anew; on macOS TensorFlow lacks XLA.
-    if size < SMALLEST_COMPILED or tf.executing_eagerly() or sys.platform == "darwin":
-        return function(arrays, 0)
-    compiled = tf.function(
-        lambda arrays: function(arrays, 0), jit_compile=True, autograph=False
-    )
-    return compiled(_each(tf.convert_to_tensor, arrays))  # of variables, too

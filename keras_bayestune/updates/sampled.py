@@ -1,5 +1,6 @@
 """One stage-1 update of one weight tensor, generic over backends."""
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ from keras import ops
 from keras_bayestune.priors import LaplacePrior
 from keras_bayestune.samplers import Sampler, Step, adam_change
 from keras_bayestune.updates.branch import branch
-from keras_bayestune.updates.pieces import in_pieces
+from keras_bayestune.updates.joined import PerScalar
+from keras_bayestune.updates.pieces import Elementwise
 
 Tensor = Any  # a backend tensor
 
@@ -29,39 +31,37 @@ class Moments(NamedTuple):
     second_moment: Tensor | None  # of its square, if asked
 
 
-def update_weight(
-    weight: Weight,
-    anchor: Tensor,
-    gradient: Tensor,
-    draw: Callable[[int, tuple[int, ...], int], Tensor],
-    step: Step,
-    step_size: Tensor,
-    decay: Tensor | float,
-    sampler: Sampler,
-    prior: LaplacePrior,
-) -> Weight:
-    """Return the weight after one update; equal to `weight` if not `step.finite`.
+class Single(NamedTuple):
+    """What one weight tensor has beside its arrays."""
+
+    step_size: Tensor  # float32 (), h
+    decay: Tensor | float  # weight decay times learning rate; 0.0 for none
+    streams: tuple[int, ...]  # of its `sampler.num_noises` noises
+
+
+def weight_update(
+    step: Step, sampler: Sampler, prior: LaplacePrior
+) -> Callable[[tuple[Weight, Tensor, Tensor, PerScalar | None], Single], Weight]:
+    """Return the update of one weight tensor.
+
+    It takes a weight, its anchor, the gradient of the mean minibatch loss (float32,
+    before `step.gradient_scale`) and, for joined weights, a `PerScalar`, which
+    goes before step size and streams of the `Single`. It returns the weight after one
+    update, equal to before if not `step.finite`.
 
     The displacement is `value - anchor` in float32. A weight narrower than float32
     would lose most updates to rounding, so its displacement is carried in float32
     and read again from the weight only where somebody else has changed that.
 
     Args:
-        weight: State before the update.
-        anchor: The pre-trained value, in the weight's dtype.
-        gradient: float32, gradient of the mean minibatch loss, before
-            `step.gradient_scale`.
-        draw: `draw(k, shape, start)` is the k-th of the `sampler.num_noises` unit
-            noises, from the scalar at flat position `start` on.
         step: Scalars of this update.
-        step_size: float32 `()`, this weight's h.
-        decay: Weight decay times learning rate, a share of the weight; 0.0 for none.
         sampler: The rule.
-        prior: The prior of this weight.
+        prior: The prior of the weights.
     """
 
-    def update(arrays: tuple[Weight, Tensor, Tensor], start: int) -> Weight:
-        (value, displacement, slots), anchor, gradient = arrays
+    def update(arrays: Any, scalars: Single, start: int) -> Weight:
+        (value, displacement, slots), anchor, gradient, joint = arrays
+        step_size, decay, streams = scalars
         dtype = value.dtype
         seen = ops.cast(value - anchor, "float32")
         if displacement is None:
@@ -72,8 +72,14 @@ def update_weight(
         moved = before
         if not isinstance(decay, float):  # else 0: eagerly it would cost a pass
             moved = before - decay * ops.cast(value, "float32")
-        shape = tuple(value.shape)
-        noises = tuple(draw(k, shape, start) for k in range(sampler.num_noises))
+        if joint is not None:
+            step_size, noises = joint
+        else:
+            shape = tuple(value.shape)
+            noises = tuple(
+                sampler.noise(step.seed, step.count, stream, shape, start)
+                for stream in streams
+            )
         gradient = gradient * step.gradient_scale
         after, new_slots = sampler.update(
             moved, gradient, slots, noises, step, step_size, prior
@@ -88,7 +94,7 @@ def update_weight(
             return Weight(value + ops.cast(after - before, dtype), None, new_slots)
         return Weight(anchor + ops.cast(after, dtype), after, new_slots)
 
-    return in_pieces(update, (weight, anchor, gradient))
+    return Elementwise(update)
 
 
 def adam_update(
@@ -101,7 +107,7 @@ def adam_update(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return a weight without a prior, and Adam's moments, after one update.
 
-    All three are as before if not `step.finite`. Arguments as in `update_weight`.
+    All three are as before if not `step.finite`. `decay` as in `Single`.
     """
     gradient = gradient * step.gradient_scale
     change, new_momentum, new_velocity = adam_change(
@@ -132,9 +138,7 @@ def with_sample(
         sampler: The rule.
     """
 
-    def updated(
-        prior: LaplacePrior, arrays: tuple[Moments, Weight, Tensor], start: int
-    ) -> Moments:
+    def updated(prior: LaplacePrior, arrays: Any, _: Any, start: int) -> Moments:
         (mean, second_moment), weight, anchor = arrays
         displacement = weight.displacement
         if displacement is None:
@@ -147,9 +151,10 @@ def with_sample(
         return Moments(mean, second_moment)
 
     def take() -> tuple[Tensor, ...]:
+        update = functools.cache(lambda prior: Elementwise(partial(updated, prior)))
         return _present(
             [
-                in_pieces(partial(updated, prior), arrays)
+                update(prior)(arrays)
                 for arrays, prior in zip(weights, priors, strict=True)
             ]
         )

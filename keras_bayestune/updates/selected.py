@@ -11,17 +11,38 @@ Tensor = Any  # a backend tensor
 
 def gather(value: Tensor, indices: Tensor) -> Tensor:
     """Return the scalars of `value` at flat C-order positions, shape `(k,)`."""
+    if _may_be_sharded():
+        return value[_coordinates(value, indices)]
     return ops.take(ops.reshape(value, (-1,)), indices)
 
 
 def scatter(value: Tensor, indices: Tensor, selected: Tensor) -> Tensor:
     """Return `value` with `selected` at the flat positions; the rest keeps its bits."""
+    if _may_be_sharded():
+        return ops.scatter_update(
+            value,
+            ops.stack(_coordinates(value, indices), axis=-1),
+            ops.cast(selected, value.dtype),
+        )
     flat = ops.scatter_update(
         ops.reshape(value, (-1,)),
         ops.expand_dims(indices, 1),
         ops.cast(selected, value.dtype),
     )
     return ops.reshape(flat, value.shape)
+
+
+def _may_be_sharded() -> bool:
+    return keras.distribution.distribution() is not None
+
+
+def _coordinates(value: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
+    """Return the position along each axis: XLA gathers a weight before it flattens it.
+
+    With one position per axis every device looks among its own scalars, and only the
+    selected ones are sent.
+    """
+    return tuple(ops.unravel_index(indices, tuple(value.shape)))
 
 
 def write(variable: Any, indices: Tensor, selected: Tensor) -> None:

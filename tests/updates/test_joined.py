@@ -9,7 +9,7 @@ from keras_bayestune import BayesTuneSGLD, Collapsed, JointLangevin, LaplacePrio
 from keras_bayestune.noise import Gaussian, Noise, Rademacher
 from keras_bayestune.optimizers import weight_group
 from keras_bayestune.samplers import TensorMetric
-from keras_bayestune.updates.joined import joined, per_scalar, separated
+from keras_bayestune.updates.joined import joined, separated
 from keras_bayestune.updates.sampled import Moments
 
 SHAPES = [(2, 3), (), (4,)]
@@ -34,13 +34,6 @@ def test_one_tensor_keeps_its_shape():
     tree = Moments(ops.ones((2, 3)), None)
     assert joined([tree]) is tree
     assert separated(tree, [(2, 3)])[0] is tree
-
-
-def test_per_scalar():
-    values = ops.convert_to_tensor([5.0, 6.0, 7.0])
-    found = ops.convert_to_numpy(per_scalar(values, [2, 0, 1], SHAPES))
-    np.testing.assert_array_equal(found, [7] * 6 + [5] + [6] * 4)
-    assert float(per_scalar(values, [1], [(9, 9)])) == 6.0
 
 
 class LinearNoise(Noise):

@@ -10,7 +10,7 @@ from keras import ops
 from keras_bayestune import Authors, BayesTuneSGLD, Collapsed
 from keras_bayestune.noise import Gaussian, Rademacher
 from keras_bayestune.updates import pieces
-from keras_bayestune.updates.pieces import in_pieces
+from keras_bayestune.updates.pieces import Elementwise
 
 PIECE = 64
 TORCH = keras.backend.backend() == "torch"
@@ -27,7 +27,7 @@ def test_pieces_cover_every_scalar_once(monkeypatch, shape):
     array = np.arange(np.prod(shape), dtype="float32").reshape(shape)
     starts = []
 
-    def function(arrays, start):
+    def function(arrays, factor, start):
         (first, second), table = arrays
         starts.append(start)
         assert second is None
@@ -35,10 +35,10 @@ def test_pieces_cover_every_scalar_once(monkeypatch, shape):
         place = ops.reshape(
             ops.arange(start, start + size, dtype="float32"), first.shape
         )
-        return Pair(first + place, None), {"t": 2 * table["t"]}
+        return Pair(first + place, None), {"t": factor * table["t"]}
 
     x = ops.convert_to_tensor(array)
-    (first, second), table = in_pieces(function, (Pair(x, None), {"t": x}))
+    (first, second), table = Elementwise(function)((Pair(x, None), {"t": x}), 2.0)
     assert second is None
     np.testing.assert_array_equal(ops.convert_to_numpy(first), 2 * array)
     np.testing.assert_array_equal(ops.convert_to_numpy(table["t"]), 2 * array)
@@ -63,13 +63,17 @@ def test_an_update_does_not_depend_on_the_pieces(monkeypatch, sampler):
             second_moment=True,
         )
         rng = np.random.default_rng(0)
-        weight = keras.Variable(rng.normal(size=(150, 120)).astype("float32"), name="w")
+        shapes = [(150, 120), (40, 30), (70,)]  # the last two are updated as one
+        weights = [
+            keras.Variable(rng.normal(size=shape).astype("float32"), name=f"w{i}")
+            for i, shape in enumerate(shapes)
+        ]
         for _ in range(4):
-            gradient = rng.normal(size=weight.shape).astype("float32")
-            optimizer.apply([ops.convert_to_tensor(gradient)], [weight])
-        return [ops.convert_to_numpy(v) for v in (weight, *optimizer.variables)]
+            gradients = [rng.normal(size=shape).astype("float32") for shape in shapes]
+            optimizer.apply([ops.convert_to_tensor(g) for g in gradients], weights)
+        return [ops.convert_to_numpy(v) for v in (*weights, *optimizer.variables)]
 
     whole = run()
-    monkeypatch.setattr(pieces, "PIECE", 4096)
+    monkeypatch.setattr(pieces, "PIECE", 1024)
     for one, other in zip(whole, run(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)

@@ -11,14 +11,14 @@ Tensor = Any  # a backend tensor
 
 def gather(value: Tensor, indices: Tensor) -> Tensor:
     """Return the scalars of `value` at flat C-order positions, shape `(k,)`."""
-    if _may_be_sharded():
+    if _may_be_sharded(value):
         return value[_coordinates(value, indices)]
     return ops.take(ops.reshape(value, (-1,)), indices)
 
 
 def scatter(value: Tensor, indices: Tensor, selected: Tensor) -> Tensor:
     """Return `value` with `selected` at the flat positions; the rest keeps its bits."""
-    if _may_be_sharded():
+    if _may_be_sharded(value):
         return ops.scatter_update(
             value,
             ops.stack(_coordinates(value, indices), axis=-1),
@@ -32,8 +32,8 @@ def scatter(value: Tensor, indices: Tensor, selected: Tensor) -> Tensor:
     return ops.reshape(flat, value.shape)
 
 
-def _may_be_sharded() -> bool:
-    return keras.distribution.distribution() is not None
+def _may_be_sharded(value: Tensor) -> bool:
+    return len(value.shape) > 1 and keras.distribution.distribution() is not None
 
 
 def _coordinates(value: Tensor, indices: Tensor) -> tuple[Tensor, ...]:

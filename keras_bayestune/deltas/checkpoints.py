@@ -49,7 +49,9 @@ def compare(
             variables[path] = (
                 VariableDelta.whole(new)
                 if path in always or moved
-                else VariableDelta.sparse(old, np.empty(0, "int64"), new[:0])
+                else VariableDelta.sparse(
+                    old, np.empty(0, "int64"), new.reshape(-1)[:0]
+                )
             )
             continue
         indices = chosen[path]

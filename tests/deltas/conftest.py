@@ -5,9 +5,14 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from keras_bayestune import SparseMask
 from keras_bayestune.deltas import SparseDelta
+
+# Hypothesis fails an example that takes 200 ms, which on a busy machine any may.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 class Tuned(NamedTuple):

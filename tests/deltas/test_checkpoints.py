@@ -53,6 +53,24 @@ def test_fewer_changes_than_the_fraction_allows(tuned, base):
     assert delta.count == SparseDelta.from_checkpoints(base, tuned.model).count
 
 
+def test_algebra_where_layers_are_frozen(small):
+    base, tuned = small.build(), small.build()
+    for model in (base, tuned):
+        model.layers[1].trainable = False
+    logits = tuned.get_layer("logits")
+    logits.kernel.assign(logits.kernel + 1.0)
+    delta = SparseDelta.from_checkpoints(base, tuned)
+    with (delta + delta).applied(base):
+        expected = [
+            2 * (t - b) + b
+            for t, b in zip(
+                tuned.get_weights(), small.build().get_weights(), strict=True
+            )
+        ]
+        for now, then in zip(base.get_weights(), expected, strict=True):
+            np.testing.assert_allclose(now, then, rtol=1e-6)
+
+
 def test_no_change(base, small):
     delta = SparseDelta.from_checkpoints(base, small.build(), fraction=0.5)
     assert delta.count == 0

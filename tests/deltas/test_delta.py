@@ -1,3 +1,5 @@
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -78,6 +80,18 @@ def test_other_variable_dtypes(dtype, small, tmp_path):
     assert delta == tuned.delta
     delta.apply(base)
     assert small.bits(base) == small.bits(tuned.model)
+    delta.revert(base)
+    assert small.bits(base) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_on_another_backend(dtype, small):
+    """Files written on JAX give the bits that tuning gives here."""
+    file = pathlib.Path(__file__).with_name(f"golden_{dtype}.safetensors")
+    delta, base = SparseDelta.load(file), small.build(dtype=dtype)
+    before = small.bits(base)
+    delta.apply(base)
+    assert small.bits(base) == small.bits(small.tune(small.build(dtype=dtype)).model)
     delta.revert(base)
     assert small.bits(base) == before
 

@@ -53,28 +53,27 @@ def jsonl(tmp_path):
     return tmp_path
 
 
-# The mean token does without BERT's pooler, and Keras says so.
-@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'pooled")
-@pytest.mark.long  # compiles six stages; its last edit has not been run to the end
-def test_tasks_on_one_backbone(many_tasks, preset, jsonl, tmp_path, capsys):
-    out = tmp_path / "out"
-    # Two of the three: most of the time goes into compiling each task's two stages.
+@pytest.fixture
+def run(many_tasks, preset, jsonl, tmp_path):
+    """Runs the example on two of its tasks; returns arguments and rows."""
     options = ["--smoke", "--fraction", "0.05", "--preset", preset]
-    options += ["--tasks", "stsb", "mrpc"]
-    rows = many_tasks.main([*options, "--jsonl", str(jsonl), "--out", str(out)])
-    assert json.loads((out / "results.json").read_text()) == rows
+    options += ["--tasks", "stsb", "mrpc", "--jsonl", str(jsonl)]
+    options += ["--out", str(tmp_path / "out")]
+    return lambda: (many_tasks.arguments(options), many_tasks.main(options))
+
+
+def check(many_tasks, args, rows, printed):
+    """The table is of what the files give in a fresh model."""
+    assert json.loads((args.out / "results.json").read_text()) == rows
     assert [row["task"] for row in rows] == ["stsb", "mrpc"]
     assert [row["metric"] for row in rows] == ["Pearson", "accuracy"]
-    printed = capsys.readouterr().out
     assert "stsb / mrpc" in printed
-
-    args = many_tasks.arguments([*options, "--jsonl", str(jsonl)])
     model = many_tasks.build(args)
     head = 2 * 8 + 2
     scalars = sum(int(np.prod(w.shape)) for w in model.trainable_weights) - head
     for row in rows:
         assert row["scalars"] == int(0.05 * scalars) + head
-        file = out / f"{row['task']}.safetensors"
+        file = args.out / f"{row['task']}.safetensors"
         assert row["file bytes"] == file.stat().st_size
         assert {"own", "mean", "TIES", "DARE"} < set(row)
         delta = SparseDelta.load(file)
@@ -83,3 +82,30 @@ def test_tasks_on_one_backbone(many_tasks, preset, jsonl, tmp_path, capsys):
             _, test = many_tasks.load(row["task"], args)
             _, own = many_tasks.evaluate(row["task"], model, test)
         assert round(own, 3) == row["own"]
+
+
+def test_table_of_given_deltas(many_tasks, run, monkeypatch, capsys):
+    """All but the training, which takes longest."""
+
+    def tune(task, train, args):
+        base, tuned = many_tasks.build(args), many_tasks.build(args)
+        rng = np.random.default_rng(len(task))
+        for weight in tuned.trainable_weights:
+            weight.assign(weight + rng.normal(size=weight.shape).astype("float32"))
+        return SparseDelta.from_checkpoints(
+            base,
+            tuned,
+            args.fraction,
+            always=[w.path for w in base.weights if "logits" in w.path],
+            metadata={"task": task},
+        )
+
+    monkeypatch.setattr(many_tasks, "tune", tune)
+    check(many_tasks, *run(), capsys.readouterr().out)
+
+
+# The mean token does without BERT's pooler, and Keras says so.
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables .'pooled")
+@pytest.mark.long  # compiles two stages for each of two tasks
+def test_tasks_on_one_backbone(many_tasks, run, capsys):
+    check(many_tasks, *run(), capsys.readouterr().out)

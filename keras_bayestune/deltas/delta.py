@@ -158,6 +158,20 @@ class SparseDelta:
         Raises:
             ValueError: Different architectures or dtypes, an unknown path in
                 `always`, a file that is not `.keras`, or `fraction` out of range.
+
+        Example:
+            >>> import keras
+            >>> from keras_bayestune.deltas import SparseDelta
+            >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+            >>> tuned = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+            >>> steps = [[[0.0, 3.0]], [-2.0, 1.0]]
+            >>> pairs = zip(base.get_weights(), steps)
+            >>> tuned.set_weights([weight + step for weight, step in pairs])
+            >>> delta = SparseDelta.from_checkpoints(base, tuned, fraction=0.5)
+            >>> [variable.positions.tolist() for variable in delta.variables.values()]
+            [[1], [0]]
+            >>> round(delta.metadata["kept_squared_difference"], 3)
+            0.929
         """
         variables, facts = compare(base, tuned, fraction, always)
         return cls(variables, {**facts, **(metadata or {})})
@@ -204,6 +218,17 @@ class SparseDelta:
 
         Raises:
             ValueError: An unknown dtype, or a value beyond its range.
+
+        Example:
+            >>> import keras, numpy as np
+            >>> from keras_bayestune.deltas import SparseDelta
+            >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            >>> tuned = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+            >>> tuned.set_weights([base.get_weights()[0], np.array([1.001])])
+            >>> delta = SparseDelta.from_checkpoints(base, tuned).astype("bfloat16")
+            >>> error = delta.metadata["rounding"]["max_absolute"]
+            >>> f"{error:.4f}"
+            '0.0010'
         """
         variables, rounding = narrow(self._variables, dtype)
         if all(variables[path] is v for path, v in self._variables.items()):
@@ -265,6 +290,9 @@ class SparseDelta:
 
         Args:
             model: As in `apply`.
+
+        Raises:
+            ValueError: As `apply` and `revert`.
         """
         self.apply(model)
         try:

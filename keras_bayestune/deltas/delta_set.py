@@ -91,6 +91,9 @@ class DeltaSet:
     def remove(self, name: str) -> None:
         """Forgets a delta; if it is active, the base is restored first.
 
+        Args:
+            name: A delta of this set.
+
         Raises:
             ValueError: There is no such delta.
         """
@@ -102,6 +105,9 @@ class DeltaSet:
 
     def activate(self, name: str) -> None:
         """Makes the model that of one task.
+
+        Args:
+            name: A delta of this set.
 
         Raises:
             ValueError: There is no such delta, or the weights were changed while
@@ -119,7 +125,8 @@ class DeltaSet:
         """Restores the base bit for bit; does nothing if no delta is active.
 
         Raises:
-            ValueError: The changed scalars no longer hold the delta's values.
+            ValueError: The changed scalars hold neither the delta's values nor the
+                base's. Load the base weights, and it succeeds.
         """
         with self._lock:
             if self._active is not None:

@@ -82,15 +82,25 @@ def weighted_mean(
         weights: Numbers >= 0, not all 0; equal ones if None.
         whole_from: As in `weighted_sum`.
 
+    Returns:
+        As `weighted_sum`: a delta of the same base.
+
     Raises:
         ValueError: A negative weight, or all are 0; else as `weighted_sum`.
 
     Example:
-        >>> from keras_bayestune.deltas import weighted_mean
-        >>> weighted_mean([])
-        Traceback (most recent call last):
-        ...
-        ValueError: Pass at least one delta, and one weight for each. ...
+        >>> import keras, numpy as np
+        >>> from keras_bayestune.deltas import SparseDelta, weighted_mean
+        >>> def model(bias):
+        ...     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
+        ...     model.set_weights([np.zeros((1, 2)), np.array(bias)])
+        ...     return model
+        >>> base = model([0.0, 0.0])
+        >>> one = SparseDelta.from_checkpoints(base, model([1.0, 0.0]))
+        >>> two = SparseDelta.from_checkpoints(base, model([1.0, 4.0]))
+        >>> with weighted_mean([one, two], [1.0, 3.0]).applied(base):
+        ...     base.get_weights()[1].tolist()
+        [1.0, 3.0]
     """
     weights = [1.0] * len(deltas) if weights is None else list(weights)
     if weights and not (min(weights) >= 0 and sum(weights) > 0):

@@ -20,7 +20,7 @@ keras.utils.set_random_seed(1)
 devices = keras.distribution.list_devices()
 mesh = keras.distribution.DeviceMesh((world, 2), ["batch", "model"], devices)
 layouts = keras.distribution.LayoutMap(mesh)
-layouts["a/kernel"] = (None, "model")
+layouts[".*a/kernel"] = (None, "model")
 distribution = keras.distribution.ModelParallel(
     layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False
 )
@@ -74,6 +74,7 @@ print(
             "digest": hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest(),
             "processes": jax.process_count(),
             "devices": len(jax.devices()),
+            "sharded": not means[0].sharding.is_fully_replicated,
             "arrays": [a.tolist() for a in arrays],
         }
     )

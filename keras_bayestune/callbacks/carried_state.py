@@ -39,8 +39,12 @@ def carried_state(
     """Return document and arrays for `RunState.attach`.
 
     Once `fit` is over they are small: without the scores and anchors, twice the model.
+    A chain that a later `fit` may go on with then has no result at all.
     """
-    if position.is_over and progress.result is not None:
+    in_stage_two = isinstance(unscaled(model.optimizer), SparseOptimizer)
+    if position.is_over and not in_stage_two:
+        progress = Progress(0, 0, {}, None, [], None)
+    elif position.is_over and progress.result is not None:
         small = replace(progress.result, scores=None, anchors=None)
         progress = replace(progress, result=small)
     document, arrays = progress_document(progress)
@@ -52,7 +56,6 @@ def carried_state(
     for name, values in lists.items():
         document[name] = len(values)
         arrays |= {f"{name}.{i}": value for i, value in enumerate(values)}
-    in_stage_two = isinstance(unscaled(model.optimizer), SparseOptimizer)
     document |= {**vars(position), "stage": 2 if in_stage_two else 1}
     return document, arrays
 

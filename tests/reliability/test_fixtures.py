@@ -61,3 +61,17 @@ def test_the_state_of_a_run(folder, make, tmp_path):
     history = make.fit(model, [select])
     assert history.history["stage"] == [2]
     assert select.mask == SparseMask.load(folder / "mask.safetensors")
+
+
+def test_the_state_that_an_optimizer_carries(folder, make):
+    """As BackupAndRestore loads it: a stage-2 state into a model of stage 1."""
+    model, select = make.new_model(), make.new_select()
+    model.optimizer.build(model.trainable_variables)
+    select.set_model(model)
+    model.load_weights(folder / "run.weights.h5")
+    history = make.fit(model, [select], initial_epoch=3)
+    assert history.history["stage"] == [2]
+    # Chosen with later noise than the file beside it.
+    assert select.mask.count == SparseMask.load(folder / "mask.safetensors").count
+    assert select.mask.always == ("head/kernel", "head/bias")
+    assert select.scores.keys() == {"a/kernel", "a/bias", "norm/gamma", "norm/beta"}

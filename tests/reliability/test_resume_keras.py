@@ -180,6 +180,18 @@ def test_saved_after_fit(tmp_path):
         _ = again.scores
 
 
+def test_a_finished_chain_is_gone_on_with(tmp_path):
+    """A `fit` of stage 1 alone that ended, saved, and a second one."""
+    model = new_model()
+    first = SparseMaskCallback(fraction=0.3, sampling_steps=15)
+    fit(model, [first], epochs=5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    second = SparseMaskCallback(fraction=0.3, sampling_steps=15)
+    fit(loaded, [second], epochs=5)
+    assert (first.metadata["samples"], second.metadata["samples"]) == (2, 7)
+
+
 @pytest.mark.long
 def test_loss_scaling_goes_on(tmp_path):
     """The factor, the steps since it grew, and both stages in mixed precision."""

@@ -55,7 +55,13 @@ def collect(args):
 
 
 def show(args):
-    print(table.markdown(results_of(args).read(), args.head, args.tasks))
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    found = {
+        cell: record
+        for cell, record in results_of(args).read().items()
+        if cell.seed in seeds and cell.method in (args.methods or methods.METHODS)
+    }
+    print(table.markdown(found, args.head, args.tasks))
 
 
 def show_ranks(args):

@@ -62,7 +62,7 @@ def values_of(cells, fraction) -> dict[str, dict[tuple[str, int], Mapping[str, A
     # Only blocks that all have count, and a method that has just begun stays out.
     ours = set(found.get(methods.OURS, {}))
     found = {
-        m: rows for m, rows in found.items() if 2 * len(ours & set(rows)) >= len(ours)
+        m: rows for m, rows in found.items() if 2 * len(ours & set(rows)) > len(ours)
     }
     shared = set.intersection(*map(set, found.values())) if ours else set()
     return {m: {block: rows[block] for block in shared} for m, rows in found.items()}

@@ -24,7 +24,7 @@ def errors_of(found: Mapping[Any, Mapping[str, Any]], head: str):
             for (_, seed), record in blocks.items():
                 seeds.setdefault(seed, []).append(100 - primary(record))
             share = 1.0 if method in methods.NO_FRACTION else fraction
-            of_seeds = [float(np.mean(values)) for values in seeds.values()]
+            of_seeds = [float(np.mean(seeds[seed])) for seed in sorted(seeds)]
             if of_seeds:
                 errors.setdefault(method, {})[share] = of_seeds
     return dict(sorted(errors.items(), key=lambda row: row[0] != methods.OURS))

@@ -253,8 +253,8 @@ READERS = [MaskFile, DeltaFile, StateFileOfARun, CarriedByAnOptimizer, ShiraFold
 
 
 def fuzz(reader, examples, start):
-    """Feed `examples` inputs; how many were refused."""
-    refused = 0
+    """Feed `examples` inputs; how many were refused, and what one allocated at most."""
+    refused = peak = 0
 
     @seed(start)
     @settings(
@@ -265,19 +265,24 @@ def fuzz(reader, examples, start):
     )
     @given(st.data())
     def check(data):
-        nonlocal refused
+        nonlocal refused, peak
         if data.draw(st.booleans()):
             reader.path.write_bytes(garbled(reader.whole, data.draw(RAW)))
         else:
             reader.write_changed(data.draw)
+        if tracemalloc.is_tracing():
+            tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
         try:
             reader.load()
         except ValueError as error:
             assert str(error)
             refused += 1
+        # Of the reader alone: hypothesis keeps what it has drawn.
+        peak = max(peak, tracemalloc.get_traced_memory()[1] - before)
 
     check()
-    return refused
+    return refused, peak
 
 
 @pytest.fixture
@@ -289,19 +294,19 @@ def reader(request, tmp_path):
 
 @pytest.mark.parametrize("reader", READERS, indirect=True, ids=lambda r: r.__name__)
 def test_some_inputs(reader):
-    assert fuzz(reader, 60, 0) > 10
+    refused, _ = fuzz(reader, 60, 0)
+    assert refused > 10
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("reader", READERS, indirect=True, ids=lambda r: r.__name__)
 def test_ten_minutes(reader):
-    tried = refused = 0
+    tried = refused = peak = 0
     end = time.monotonic() + SECONDS / len(READERS)
     tracemalloc.start()
     while time.monotonic() < end:
-        refused += fuzz(reader, 500, 1 + tried)
-        tried += 500
-    peak = tracemalloc.get_traced_memory()[1]
+        more, most = fuzz(reader, 500, 1 + tried)
+        refused, peak, tried = refused + more, max(peak, most), tried + 500
     tracemalloc.stop()
     print(f"{type(reader).__name__}: {tried} inputs, {refused} refused, peak {peak}")
     assert peak < MOST_BYTES

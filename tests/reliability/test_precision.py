@@ -26,6 +26,10 @@ def new_model(dtype, **scaling):
         keras.layers.Dense(2, name="head", dtype=dtype),
     ]
     model = keras.Sequential([keras.Input((4,)), *layers])
+    # TensorFlow initialises a bfloat16 weight with other random numbers.
+    rng = np.random.default_rng(2)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape).astype("bfloat16") / 2)
     optimizer = BayesTuneSGLD(
         1e-2, warmup_steps=3, burn_in_steps=6, thinning=1, exclude="head", seed=3
     )
@@ -79,7 +83,7 @@ def test_two_stages(dtype):
         assert scores.dtype == "float32"
         assert (scores > 0).all()
         wide = reference.scores[path]
-        assert abs(np.log(scores).mean() - np.log(wide).mean()) < 0.1, path
+        assert abs(np.log(scores).mean() - np.log(wide).mean()) < 0.01, path
 
 
 def test_an_overflow_is_skipped_and_takes_no_sample():

@@ -73,7 +73,8 @@ def fine_tune(
     Args:
         model: A built Keras model or KerasHub task.
         train: As `validation_data` of `fit`: a tuple of arrays, `(x, y)` or `(x, y,
-            sample_weight)`, or a data set of batches.
+            sample_weight)`, or a data set of batches. A KerasHub task reads arrays in
+            their order: shuffle them before.
         validation_data: As in `fit`; for stage 2.
         selector: `None` for `ScaleSelector` with `BayesTuneSGLD` at a learning rate of
             1e-4, which suits transformers: a quarter of the `selection_epochs` is

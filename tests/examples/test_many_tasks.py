@@ -84,7 +84,6 @@ def check(many_tasks, args, rows, printed):
         assert round(own, 3) == row["own"]
 
 
-@pytest.mark.long
 def test_table_of_given_deltas(many_tasks, run, monkeypatch, capsys):
     """All but the training, which takes longest."""
 

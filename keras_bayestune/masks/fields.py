@@ -80,6 +80,11 @@ def checked_means(
     means: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, float]:
     """A copy, if the paths are known and the numbers finite."""
+    if not isinstance(means, Mapping):
+        raise TypeError(
+            "`mean_scores` must be a mapping {path: number}. Received: "
+            f"{type(means).__name__}."
+        )
     _check_known("mean_scores", means, shapes)
     for path, mean in means.items():
         if not isinstance(mean, Real) or not math.isfinite(mean):

@@ -87,6 +87,12 @@ def test_bad_positions(positions, error, match):
         SparseMask({"a": positions}, {"a": (2, 3)})
 
 
+@pytest.mark.parametrize("means", ["", "a", ["a"], 1.0])
+def test_mean_scores_that_are_no_mapping(means):
+    with pytest.raises(TypeError, match="`mean_scores` must be a mapping"):
+        SparseMask({"a": []}, {"a": (2, 3)}, mean_scores=means)
+
+
 def test_the_last_position_is_allowed():
     assert SparseMask({"a": [5]}, {"a": (2, 3)}).indices["a"].tolist() == [5]
 

@@ -21,11 +21,16 @@ def vtab(root):
     sys.path.remove(str(root / "examples"))
 
 
+@pytest.fixture(scope="module")
+def tasks(vtab):
+    return importlib.import_module("vtab_tasks")
+
+
 @pytest.fixture
-def data_dir(vtab, tmp_path, monkeypatch):
+def data_dir(tasks, tmp_path, monkeypatch):
     """A folder in which TFDS finds a small cifar100, as if downloaded."""
     monkeypatch.setenv("NO_GCE_CHECK", "true")  # or it asks the network where it runs
-    tfds = vtab.tfds
+    tfds = tasks.tfds
     builder = tfds.builder_cls("cifar100")
     rng = np.random.default_rng(0)
     splits = {
@@ -86,13 +91,13 @@ def preset(tmp_path_factory):
     return folder
 
 
-def test_the_splits_are_those_of_vtab(vtab, data_dir):
-    parts, classes = vtab.load("cifar100", data_dir)
+def test_the_splits_are_those_of_vtab(tasks, data_dir):
+    parts, classes = tasks.load("cifar100", data_dir)
     assert classes == CLASSES
     assert [len(part) for part in parts] == [800, 200, 12]
     labels = [[int(label) for _, label in part] for part in parts]
     assert labels[0][:3] == [0, 1, 2] and labels[1][0] == 800 % CLASSES
-    images, _ = next(iter(vtab.batches(parts[2], (16, 16), 5)))
+    images, _ = next(iter(tasks.batches(parts[2], (16, 16), 5)))
     assert images.shape == (5, 16, 16, 3)
 
 
@@ -119,46 +124,46 @@ def test_a_task(vtab, data_dir, preset, tmp_path, method):
         assert not np.array_equal(before, after)
 
 
-def rows_of(vtab, places, types=()):
-    locations = vtab.tf.constant([[0.0, 0.0, z] for z in places])
-    objects = {"pixel_coords": locations, "size": vtab.tf.zeros(len(places))}
+def rows_of(tasks, places, types=()):
+    locations = tasks.tf.constant([[0.0, 0.0, z] for z in places])
+    objects = {"pixel_coords": locations, "size": tasks.tf.zeros(len(places))}
     return {"objects": {**objects, "location": locations, "type": np.array(types)}}
 
 
-def test_computed_labels(vtab):
-    clevr = [rows_of(vtab, [8.2, 12, 11]), rows_of(vtab, [9.7] * 10)]
-    label = {task: row[-1] for task, row in vtab.COMPUTED.items()}
+def test_computed_labels(tasks):
+    clevr = [rows_of(tasks, [8.2, 12, 11]), rows_of(tasks, [9.7] * 10)]
+    label = {task: row[-1] for task, row in tasks.COMPUTED.items()}
     assert [int(label["clevr-count"](row)) for row in clevr] == [0, 7]
     assert [int(label["clevr-distance"](row)) for row in clevr] == [1, 4]
     kitti = [
-        rows_of(vtab, [5.0, 30.0], [2, 0]),
-        rows_of(vtab, [5.0, 12.0], [3, 1]),  # the near one walks
-        rows_of(vtab, [40.0], [0]),
-        rows_of(vtab, [5.0], [4]),
+        rows_of(tasks, [5.0, 30.0], [2, 0]),
+        rows_of(tasks, [5.0, 12.0], [3, 1]),  # the near one walks
+        rows_of(tasks, [40.0], [0]),
+        rows_of(tasks, [5.0], [4]),
     ]
     assert [int(label["kitti-distance"](row)) for row in kitti] == [0, 1, 2, 3]
     for task, field, values, found in (
         ("dsprites-location", "label_x_position", [0, 1, 31], [0, 0, 15]),
         ("dsprites-orientation", "label_orientation", [2, 3, 5, 39], [0, 1, 2, 15]),
     ):
-        rows = [{field: vtab.tf.constant(value, "int64")} for value in values]
+        rows = [{field: tasks.tf.constant(value, "int64")} for value in values]
         assert [int(label[task](row)) for row in rows] == found
 
 
-def test_grey_images_of_another_label(vtab, monkeypatch):
+def test_grey_images_of_another_label(tasks, monkeypatch):
     def fake(name, split, data_dir, with_info):
         assert name == "dsprites" and split[-1] == "train[90%:]"
         row = {"image": np.ones((4, 8, 8, 1), "uint8"), "label_x_position": [7] * 4}
-        return [vtab.tf.data.Dataset.from_tensor_slices(row)] * 3, None
+        return [tasks.tf.data.Dataset.from_tensor_slices(row)] * 3, None
 
-    monkeypatch.setattr(vtab.tfds, "load", fake)
-    parts, classes = vtab.load("dsprites-location", None)
-    images, labels = next(iter(vtab.batches(parts[0], (16, 16), 4)))
+    monkeypatch.setattr(tasks.tfds, "load", fake)
+    parts, classes = tasks.load("dsprites-location", None)
+    images, labels = next(iter(tasks.batches(parts[0], (16, 16), 4)))
     assert classes == 16 and labels.numpy().tolist() == [3] * 4
     assert images.shape == (4, 16, 16, 3) and (images.numpy() == 255).all()
 
 
-def test_every_task_is_one_of_tfds(vtab):
-    assert len(vtab.TASKS) == 19
-    for name, *_ in [*vtab.LABELLED.values(), *vtab.COMPUTED.values()]:
-        assert vtab.tfds.builder_cls(name.split("/")[0]).name == name.split("/")[0]
+def test_every_task_is_one_of_tfds(tasks):
+    assert len(tasks.TASKS) == 19
+    for name, *_ in [*tasks.LABELLED.values(), *tasks.COMPUTED.values()]:
+        assert tasks.tfds.builder_cls(name.split("/")[0]).name == name.split("/")[0]

@@ -134,12 +134,21 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     def _add_vector(
         self, variable: keras.Variable, name: str, start: Any, dtype: str
     ) -> keras.Variable:
-        return self.add_variable(
+        # Over devices Keras 3.15 compiles the initializer of a large variable.
+        distributed = keras.distribution.distribution() is not None
+        vector = self.add_variable(
             shape=(len(start),),
-            initializer=lambda shape, dtype: ops.array(np.asarray(start, dtype)),
+            initializer=(
+                "zeros"
+                if distributed
+                else lambda shape, dtype: ops.array(np.asarray(start, dtype))
+            ),
             dtype=dtype,
             name=f"{variable.path.replace('/', '_')}_{name}",
         )
+        if distributed:
+            vector.assign(np.asarray(start, dtype))
+        return vector
 
     def trains(self, i: int) -> bool:
         """Return whether the mask holds any scalar of the `i`-th variable."""

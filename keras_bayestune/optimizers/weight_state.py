@@ -48,12 +48,19 @@ class WeightState:
         if prior is None:
             slots = {name: add(name) for name in ("momentum", "velocity")}
             return cls(variable.path, None, slots)
+        # A copy: on JAX two variables must not share a donated buffer. A sharded
+        # weight's comes afterwards: Keras 3.15 compiles the initializer of a large one,
+        # and would put the whole weight into the program.
+        sharded = getattr(variable, "_layout", None) is not None
         anchor = optimizer.add_variable_from_reference(
             variable,
             name="anchor",
-            # A copy: on JAX two variables must not share a donated buffer.
-            initializer=lambda shape, dtype: ops.copy(variable),
+            initializer=(
+                "zeros" if sharded else lambda shape, dtype: ops.copy(variable)
+            ),
         )
+        if sharded:
+            anchor.assign(ops.copy(variable))
         initial = sampler.initial_slots(prior)
         dtype = keras.backend.standardize_dtype(variable.dtype)
         return cls(

@@ -18,6 +18,10 @@ import numpy as np  # noqa: E402
 
 import keras_bayestune as kbt  # noqa: E402
 
+# Keras shards a variable while it is initialised from 250 MiB over all devices on; here
+# each one, because large ones take another way through it.
+keras.src.backend.jax.core.should_shard_at_init = lambda layout, shape: True
+
 WIDTH = int(sys.argv[1])
 DEVICES = keras.distribution.list_devices()
 LAYOUTS = {

@@ -60,6 +60,7 @@ class Digits(Suite):
     selection_rate = 3e-3
     rates = (3e-3, 1e-2, 3e-2)
     full_rates = (3e-4, 1e-3, 3e-3)
+    movement_rate = 3e-3
     compiles_once = True
     pretraining_epochs = 25
 

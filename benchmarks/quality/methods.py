@@ -10,11 +10,18 @@ from keras import ops
 import keras_bayestune as kbt
 from benchmarks.quality.suite import Problem, Suite
 from keras_bayestune import selectors
-from keras_bayestune.samplers import Collapsed, TensorMetric
+from keras_bayestune.samplers import (
+    Collapsed,
+    PartiallyAdaptiveMetric,
+    ScalarMetric,
+    TensorMetric,
+)
 
 OURS = "BayesTune"
 HEAD_ONLY, FULL, LORA, BITFIT = "head only", "full", "LoRA", "BitFit"
 DRAWS = "BayesTune, 10 draws"  # stage 2 as a sampler
+ADAPTIVE = "BayesTune, partially adaptive metric"
+ADAPTIVE_LITTLE_NOISE = "BayesTune, partially adaptive metric, noise 0.1"
 LITTLE_NOISE = "BayesTune, noise 0.1"  # of the default
 NO_FRACTION = HEAD_ONLY, FULL, BITFIT  # these have a size of their own
 
@@ -85,22 +92,38 @@ def bayestune_per_tensor(suite, problem, seed):
     return {"BayesTune, per-tensor metric": found}
 
 
+def bayestune_adaptive(suite, problem, seed):
+    adaptive = Collapsed(metric=PartiallyAdaptiveMetric())
+    return {ADAPTIVE: scale(suite, problem, seed, sampler=adaptive)}
+
+
+def bayestune_adaptive_with_little_noise(suite, problem, seed):
+    adaptive = Collapsed(metric=PartiallyAdaptiveMetric())
+    found = scale(suite, problem, seed, sampler=adaptive, noise_scale=0.1)
+    return {ADAPTIVE_LITTLE_NOISE: found}
+
+
 def bayestune_with_little_noise(suite, problem, seed):
     return {LITTLE_NOISE: scale(suite, problem, seed, noise_scale=0.1)}
 
 
 def movement_scalar(suite, problem, seed):
-    # Plain descent with the scalar metric of BayesTune: no prior, no noise.
+    # Plain descent, its step size normalised by one number: no prior, no noise.
     steps = suite.selection_steps
     descent = sampler(
-        suite, seed, noise_scale=0.0, warmup_steps=steps, burn_in_steps=steps
+        suite,
+        seed,
+        sampler=Collapsed(metric=ScalarMetric()),
+        noise_scale=0.0,
+        warmup_steps=steps,
+        burn_in_steps=steps,
     )
     rule = selectors.Movement(descent, steps=steps)
     return {"movement, SGD": score(rule, suite, problem)}
 
 
 def movement_adam(suite, problem, seed):
-    rule = AdamMovement(suite.full_rates[-1], suite.selection_steps)
+    rule = AdamMovement(suite.movement_rate, suite.selection_steps)
     moved = score(rule, suite, problem)
     return {"movement, Adam": moved, "movement, Adam, v^(1/4)": rule.rescaled}
 
@@ -139,6 +162,8 @@ SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     "BayesTune, per-tensor metric": bayestune_per_tensor,
     "movement, Adam, v^(1/4)": movement_adam,
     LITTLE_NOISE: bayestune_with_little_noise,
+    ADAPTIVE: bayestune_adaptive,
+    ADAPTIVE_LITTLE_NOISE: bayestune_adaptive_with_little_noise,
     BITFIT: bitfit,
 }
 METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:], DRAWS)

@@ -38,7 +38,8 @@ class Suite(abc.ABC):
     fisher_examples: int
     selection_rate: float  # of BayesTune and of movement with a scalar metric
     rates: tuple[float, ...]  # stage 2
-    full_rates: tuple[float, ...]  # full fine-tuning, and movement under Adam: the last
+    full_rates: tuple[float, ...]  # full fine-tuning
+    movement_rate: float  # of movement under Adam
     compiles_once: bool  # see `stage2.Masked`
 
     @classmethod

@@ -30,8 +30,9 @@ class Text(Suite):
     selection_steps, finetune_steps = 60, 80
     fisher_examples = 1024
     selection_rate = 1e-4
-    rates = (1e-3, 3e-3, 1e-2)
-    full_rates = (3e-4, 1e-4)
+    rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    full_rates = (3e-5, 1e-4, 3e-4)
+    movement_rate = 1e-4
     compiles_once = True  # a compilation takes as long as fifty steps
 
     def __init__(self, preset, jsonl=None, data_dir=None):

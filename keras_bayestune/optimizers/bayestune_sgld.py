@@ -26,7 +26,7 @@ from keras_bayestune.optimizers.state import (
     split_non_trainable,
 )
 from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
-from keras_bayestune.optimizers.weight_state import WeightState
+from keras_bayestune.optimizers.weight_state import WeightState, tensor_or_none
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
@@ -38,6 +38,7 @@ from keras_bayestune.updates.replicas import (
     sum_over_replicas,
     update_each,
 )
+from keras_bayestune.updates.rows_and_columns import RowsAndColumns, mean_squares
 from keras_bayestune.updates.sampled import (
     Single,
     adam_update,
@@ -183,6 +184,15 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             ),
             seed=self._add_scalar("seed", seed, "int32"),
         )
+        # Weights whose step size the metric adapts by rows and columns.
+        shapes = {i: tuple(variables[i].shape) for i in self._prior_index}
+        metric = self.sampler.metric
+        self._factored = [i for i, s in shapes.items() if metric.is_factored(s)]
+        self._lines = RowsAndColumns([shapes[i] for i in self._factored])
+        if self._factored:
+            size = (self._lines.size,)
+            squares = self._add_scalar("line_squares", 0.0, "float32", size)
+            self._chain = self._chain._replace(squares=squares)
         self._noise_per_step = self._add_scalar("noise_per_step", 0.0, "float32")
         with creation_scope():
             self._states = [
@@ -241,7 +251,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             gradient = joined([gradients[i] for i in group.indices])
             arrays = (group.weight(), group.anchor(), gradient)
             joint, single = self._beside(group, step)
-            new = update(group.prior)((*arrays, joint), single)
+            factors = self._factors(group, step)
+            new = update(group.prior)((*arrays, joint), single, factors)
             self._store(group.changes(new))
         self._add_sample(groups, step)
 
@@ -249,17 +260,32 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self, grads: list[Tensor], variables: list[Any], learning_rate: Tensor
     ) -> Step:
         """Work out and store the scalars of this update."""
-        norms = [ops.sqrt(ops.sum(ops.square(g))) for g in grads]
         indices = [self._get_variable_index(v) for v in variables]
-        by_index = dict(zip(indices, norms, strict=True))
         sizes = {
             i: float(math.prod(v.shape))
             for i, v in zip(indices, variables, strict=True)
         }
+        lines = {
+            i: mean_squares(g)
+            for i, g in zip(indices, grads, strict=True)
+            if i in self._factored
+        }
+        by_index = {
+            i: ops.sqrt(
+                sizes[i] * ops.mean(lines[i][0])
+                if i in lines
+                else ops.sum(ops.square(g))
+            )
+            for i, g in zip(indices, grads, strict=True)
+        }
         zero = ops.zeros((), "float32")
+        factored = None
+        if self._factored:
+            now = self._lines.joined([lines.get(i) for i in self._factored])
+            factored = self._lines, now
         step, chain = begin_step(
-            Chain(*(ops.convert_to_tensor(v) for v in self._chain)),
-            norms,
+            Chain(*map(tensor_or_none, self._chain)),
+            list(by_index.values()),
             [by_index.get(i, zero) for i in self._prior_index],
             [sizes.get(i, 0.0) for i in self._prior_index],
             ops.cast(learning_rate, "float32"),
@@ -272,9 +298,11 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 self.effective_size == "auto",
                 self.global_clipnorm,
             ),
+            factored,
         )
         for variable, value in zip(self._chain, chain, strict=True):
-            variable.assign(value)
+            if variable is not None:
+                variable.assign(value)
         noise = ops.where(step.active, self.sampler.noise_per_step(step), 0.0)
         self._noise_per_step.assign(noise)
         return step
@@ -297,6 +325,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         streams = [[count * place + k for place in places] for k in range(count)]
         single = Single(
             step.step_size[places[0]],
+            step.mean_square[places[0]],
             self._decay(group.variables[0], step),
             tuple(stream[0] for stream in streams),
         )
@@ -304,6 +333,13 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             return None, single
         noise, shapes = self.sampler.noise, group.shapes
         return per_scalar(noise, step, places, streams, shapes), single
+
+    def _factors(self, group: WeightGroup, step: Step) -> tuple[Tensor, Tensor] | None:
+        """Return what the step size is multiplied by, for each row and column."""
+        i = group.indices[0]
+        if i not in self._factored:
+            return None
+        return self._lines.of_weight(self._factored.index(i), step.factors)
 
     def _decay(self, variable: Any, step: Step) -> Tensor | float:
         if self.weight_decay and self._use_weight_decay(variable):

@@ -19,7 +19,7 @@ class WeightState:
 
     path: str
     prior: LaplacePrior | None
-    slots: dict[str, keras.Variable]  # float32, the sampler's or Adam's
+    slots: dict[str, keras.Variable]  # float32, of sampler and metric, or Adam's
     anchor: keras.Variable | None = None  # the weight's dtype
     displacement: keras.Variable | None = None  # float32, for narrower weights
     mean: keras.Variable | None = None  # float32
@@ -61,7 +61,10 @@ class WeightState:
         )
         if sharded:
             anchor.assign(ops.copy(variable))
-        initial = sampler.initial_slots(prior)
+        initial = {
+            **sampler.initial_slots(prior),
+            **sampler.metric.initial_slots(tuple(variable.shape)),
+        }
         dtype = keras.backend.standardize_dtype(variable.dtype)
         return cls(
             path=variable.path,
@@ -79,14 +82,14 @@ class WeightState:
         """Return what an update moves of a weight under a prior."""
         return Weight(
             value=ops.convert_to_tensor(variable),
-            displacement=_tensor_or_none(self.displacement),
+            displacement=tensor_or_none(self.displacement),
             slots={n: ops.convert_to_tensor(slot) for n, slot in self.slots.items()},
         )
 
     def moments(self) -> Moments:
         """Return the running means of the score."""
         return Moments(
-            ops.convert_to_tensor(self.mean), _tensor_or_none(self.second_moment)
+            ops.convert_to_tensor(self.mean), tensor_or_none(self.second_moment)
         )
 
     def moment_changes(self, new: Moments) -> list[tuple[Any, Tensor]]:
@@ -107,5 +110,6 @@ class WeightState:
         return pairs + [(self.slots[name], slot) for name, slot in new.slots.items()]
 
 
-def _tensor_or_none(variable: keras.Variable | None) -> Tensor | None:
+def tensor_or_none(variable: keras.Variable | None) -> Tensor | None:
+    """Return the value of a variable, if there is one."""
     return None if variable is None else ops.convert_to_tensor(variable)

@@ -11,6 +11,9 @@ from keras_bayestune.samplers.metric import (
     ScalarMetric,
     TensorMetric,
 )
+from keras_bayestune.samplers.partially_adaptive_metric import (
+    PartiallyAdaptiveMetric,
+)
 from keras_bayestune.samplers.sampler import Sampler, Step
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "IdentityMetric",
     "JointLangevin",
     "Metric",
+    "PartiallyAdaptiveMetric",
     "Sampler",
     "ScalarMetric",
     "Step",

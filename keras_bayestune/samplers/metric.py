@@ -19,6 +19,8 @@ class Metric:
         q_t = pool(sum of g^2, number of scalars)            shape (V,)
         s_t = 0.999 s_(t-1) + 0.001 q_t                      kept by the optimizer
         h_t = step_size(learning rate, s_t / (1 - 0.999^t))  shape (V,)
+
+    A metric may multiply h by a factor for each scalar, see `initial_slots`.
     """
 
     def pool(self, squares: Tensor, sizes: Tensor) -> Tensor:
@@ -32,6 +34,22 @@ class Metric:
 
     def step_size(self, learning_rate: Tensor, mean_square: Tensor) -> Tensor:
         """Step size h of each tensor, float32 `(V,)`."""
+        raise NotImplementedError
+
+    def initial_slots(self, shape: tuple[int, ...]) -> dict[str, float]:
+        """Running means of the metric's own, of a weight's shape: none.
+
+        `"gradient_square"`, if there, is the running mean square v of each scalar's
+        gradient, and h is multiplied by `factor(v / s)`.
+        """
+        return {}
+
+    def is_factored(self, shape: tuple[int, ...]) -> bool:
+        """Whether `factor` is asked for the rows and columns of a weight: no."""
+        return False
+
+    def factor(self, relative_square: Tensor) -> Tensor:
+        """What h is multiplied by, from mean squares of the gradient in units of s."""
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:

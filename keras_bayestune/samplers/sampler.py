@@ -20,6 +20,10 @@ class Step(NamedTuple):
     learning_rate: Tensor  # float32 ()
     gradient_scale: Tensor  # float32 (), what clipping leaves of every gradient
     step_size: Tensor  # float32 (V,), h of each weight tensor
+    mean_square: Tensor  # float32 (V,), s that it comes from
+    adapting: Tensor  # bool (), False after burn-in: running squares stay
+    bias_correction: Tensor  # float32 (), 1 - 0.999^t, of these
+    factors: Tensor | None  # float32 (F,), of h, of rows and columns
     effective_size: Tensor  # float32 (), N; 0 while it is not known
     noise_scale: Tensor  # float32 (), gamma
     active: Tensor  # bool (), False in warm-up: no prior, no noise

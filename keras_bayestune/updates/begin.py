@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_bayestune.samplers import DECAY, Sampler, Step
+from keras_bayestune.updates.rows_and_columns import RowsAndColumns
 
 Tensor = Any  # a backend tensor
 
@@ -19,6 +20,7 @@ class Chain(NamedTuple):
     effective_size: Tensor  # float32 (), N; 0 while it is not known
     mean_square: Tensor  # float32 (V,), s of each weight tensor under the prior
     seed: Tensor  # int32 ()
+    squares: Tensor | None = None  # float32 (F,), mean squares of rows and columns
 
 
 class Schedule(NamedTuple):
@@ -40,6 +42,7 @@ def begin_step(
     learning_rate: Tensor,
     sampler: Sampler,
     schedule: Schedule,
+    factored: tuple[RowsAndColumns, Tensor] | None = None,
 ) -> tuple[Step, Chain]:
     """Return the scalars of this update, and the chain's after it.
 
@@ -56,6 +59,8 @@ def begin_step(
         learning_rate: float32 scalar.
         sampler: The rule of the update.
         schedule: When what happens.
+        factored: If weights are factored, their rows and columns, and the mean squares
+            of these in the gradient, `(F,)`.
     """
     # `dot`, because XLA would write a sum of scalars out in the loop of each weight.
     stacked = ops.stack(norms)
@@ -73,16 +78,29 @@ def begin_step(
     mean_square = ops.where(
         finite, DECAY * chain.mean_square + (1.0 - DECAY) * pooled, chain.mean_square
     )
-    decayed = ops.power(DECAY, ops.cast(ops.maximum(count, 1), "float32"))
-    corrected = mean_square / (1.0 - decayed)
+    corrected = mean_square / _bias_correction(count)
     step_size = sampler.metric.step_size(learning_rate, corrected)
+    last = max(schedule.burn_in_steps, 1)
+    adapting = count <= last
+    bias_correction = _bias_correction(ops.minimum(count, last))
+    squares = factors = None
+    if factored is not None:
+        lines, now = factored
+        now = now * ops.square(gradient_scale)
+        squares = ops.where(
+            ops.logical_and(finite, adapting),
+            DECAY * chain.squares + (1.0 - DECAY) * now,
+            chain.squares,
+        )
+        relative = lines.relative(squares / bias_correction, corrected[0])
+        factors = sampler.metric.factor(relative)
 
     first_active = sampler.first_active_step(schedule.warmup_steps)
     effective_size = chain.effective_size
     if schedule.measure_effective_size:
         measured = sampler.auto_effective_size(learning_rate, step_size, corrected)
-        now = ops.logical_and(finite, ops.equal(count, max(first_active - 1, 1)))
-        effective_size = ops.where(now, measured, effective_size)
+        due = ops.logical_and(finite, ops.equal(count, max(first_active - 1, 1)))
+        effective_size = ops.where(due, measured, effective_size)
 
     since_burn_in = count - schedule.burn_in_steps
     due = ops.equal(since_burn_in % schedule.thinning, 0)
@@ -93,6 +111,10 @@ def begin_step(
         learning_rate=learning_rate,
         gradient_scale=gradient_scale,
         step_size=step_size,
+        mean_square=corrected,
+        adapting=adapting,
+        bias_correction=bias_correction,
+        factors=factors,
         effective_size=effective_size,
         noise_scale=ops.convert_to_tensor(schedule.noise_scale, dtype="float32"),
         active=count >= first_active,
@@ -109,5 +131,11 @@ def begin_step(
         effective_size=effective_size,
         mean_square=mean_square,
         seed=chain.seed,
+        squares=squares,
     )
     return step, after
+
+
+def _bias_correction(count: Tensor) -> Tensor:
+    """`1 - 0.999^t`, by which a running mean that began at 0 is too small."""
+    return 1.0 - ops.power(DECAY, ops.cast(ops.maximum(count, 1), "float32"))

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_bayestune.priors import LaplacePrior
-from keras_bayestune.samplers import Sampler, Step, adam_change
+from keras_bayestune.samplers import DECAY, Sampler, Step, adam_change
 from keras_bayestune.updates.branch import branch
-from keras_bayestune.updates.joined import PerScalar
 from keras_bayestune.updates.pieces import Elementwise
 
 Tensor = Any  # a backend tensor
+
+_SQUARE = "gradient_square"  # the slot of a metric, see `Metric.initial_slots`
 
 
 class Weight(NamedTuple):
@@ -21,7 +22,7 @@ class Weight(NamedTuple):
 
     value: Tensor  # the weight's dtype
     displacement: Tensor | None  # float32, only for weights narrower than float32
-    slots: dict[str, Tensor]  # float32, the sampler's
+    slots: dict[str, Tensor]  # float32, the sampler's and the metric's
 
 
 class Moments(NamedTuple):
@@ -35,19 +36,21 @@ class Single(NamedTuple):
     """What one weight tensor has beside its arrays."""
 
     step_size: Tensor  # float32 (), h
+    mean_square: Tensor  # float32 (), s
     decay: Tensor | float  # weight decay times learning rate; 0.0 for none
     streams: tuple[int, ...]  # of its `sampler.num_noises` noises
 
 
 def weight_update(
     step: Step, sampler: Sampler, prior: LaplacePrior
-) -> Callable[[tuple[Weight, Tensor, Tensor, PerScalar | None], Single], Weight]:
+) -> Callable[..., Weight]:
     """Return the update of one weight tensor.
 
-    It takes a weight, its anchor, the gradient of the mean minibatch loss (float32,
-    before `step.gradient_scale`) and, for joined weights, a `PerScalar`, which
-    goes before step size and streams of the `Single`. It returns the weight after one
-    update, equal to before if not `step.finite`.
+    It takes a tuple of a weight, its anchor, the gradient of the mean minibatch loss
+    (float32, before `step.gradient_scale`) and, for joined weights, a `PerScalar`,
+    which goes before step size and streams of the second argument, a `Single`; third,
+    for factored weights, the step size's factors of rows and of columns. It returns
+    the weight after one update, equal to before if not `step.finite`.
 
     The displacement is `value - anchor` in float32. A weight narrower than float32
     would lose most updates to rounding, so its displacement is carried in float32
@@ -59,9 +62,9 @@ def weight_update(
         prior: The prior of the weights.
     """
 
-    def update(arrays: Any, scalars: Single, start: int) -> Weight:
+    def update(arrays: Any, scalars: Single, factors: Any, start: int) -> Weight:
         (value, displacement, slots), anchor, gradient, joint = arrays
-        step_size, decay, streams = scalars
+        step_size, mean_square, decay, streams = scalars
         dtype = value.dtype
         seen = ops.cast(value - anchor, "float32")
         if displacement is None:
@@ -81,9 +84,20 @@ def weight_update(
                 for stream in streams
             )
         gradient = gradient * step.gradient_scale
+        own = {}
+        if _SQUARE in slots:
+            old = slots[_SQUARE]
+            square = DECAY * old + (1.0 - DECAY) * ops.square(gradient)
+            square = ops.where(step.adapting, square, old)
+            unit = ops.maximum(mean_square, 1e-30) * step.bias_correction
+            step_size = step_size * sampler.metric.factor(square / unit)
+            own[_SQUARE] = square
+        elif factors is not None:
+            step_size = step_size * factors[0] * factors[1]
         after, new_slots = sampler.update(
             moved, gradient, slots, noises, step, step_size, prior
         )
+        new_slots = {**new_slots, **own}
         # `where` and not a product with 0, which would keep a NaN.
         after = ops.where(step.finite, after, before)
         new_slots = {
@@ -138,7 +152,7 @@ def with_sample(
         sampler: The rule.
     """
 
-    def updated(prior: LaplacePrior, arrays: Any, _: Any, start: int) -> Moments:
+    def updated(prior: LaplacePrior, arrays: Any, *_: Any) -> Moments:
         (mean, second_moment), weight, anchor = arrays
         displacement = weight.displacement
         if displacement is None:

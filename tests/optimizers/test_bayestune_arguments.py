@@ -282,7 +282,7 @@ def state_of(optimizer, *names, shape=(4,)):
 
 def test_a_state_of_more_variables_is_refused():
     store = state_of(BayesTuneSGLD(1e-3, sampler=JointLangevin()), "a", "b")
-    optimizer = BayesTuneSGLD(1e-3)
+    optimizer = BayesTuneSGLD(1e-3, sampler=Collapsed(metric=ScalarMetric()))
     optimizer.build(weights("a", "b"))
     message = (
         r"does not belong to this BayesTuneSGLD: it has \d+ variables instead of \d+\. "

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_bayestune import Authors, BayesTuneSGLD, Collapsed, JointLangevin
 from keras_bayestune.noise import Gaussian, Rademacher
+from keras_bayestune.samplers import ScalarMetric
 
 STEP = 0.01  # size of the noise of one update below
 
@@ -16,7 +17,7 @@ def noise_of_updates(updates=3, variables=2, seed=7, noise=None, skip=()):
     optimizer = BayesTuneSGLD(
         1e-5,  # without gradient the step size is 1
         effective_size=2 / STEP**2,
-        sampler=Collapsed(noise=noise),
+        sampler=Collapsed(metric=ScalarMetric(), noise=noise),
         warmup_steps=0,
         seed=seed,
     )

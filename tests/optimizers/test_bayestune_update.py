@@ -1,12 +1,13 @@
-"""Updates of the default sampler against `math.md` in float64 NumPy."""
+"""Updates of the sampler with the scalar metric against `math.md` in float64 NumPy."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from keras_bayestune import BayesTuneSGLD, LaplacePrior
+from keras_bayestune import BayesTuneSGLD, Collapsed, LaplacePrior
 from keras_bayestune.noise import Rademacher
+from keras_bayestune.samplers import ScalarMetric
 
 # alpha = 0.5 has short closed forms, so nothing here leans on the Bessel code.
 ALPHA, BETA = 0.5, 50.0
@@ -35,6 +36,7 @@ def new_optimizer(learning_rate=0.01, **arguments):
     arguments = {
         "effective_size": 2000.0,
         "prior": LaplacePrior(ALPHA, BETA),
+        "sampler": Collapsed(metric=ScalarMetric()),
         "exclude": "head",
         "seed": 5,
         **SCHEDULE,

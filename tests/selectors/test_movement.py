@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_bayestune import BayesTuneSGLD
+from keras_bayestune import BayesTuneSGLD, Collapsed
+from keras_bayestune.samplers import ScalarMetric
 from keras_bayestune.selectors import Movement
 from tests.selectors.network import (
     assert_close,
@@ -62,7 +63,12 @@ def test_the_scalar_metric_of_bayestune():
     # Without prior and noise stage 1 is descent at a rate that all scalars share.
     x, y = new_data()
     optimizer = BayesTuneSGLD(
-        RATE, noise_scale=0.0, warmup_steps=4, burn_in_steps=4, clipvalue=100.0
+        RATE,
+        sampler=Collapsed(metric=ScalarMetric()),
+        noise_scale=0.0,
+        warmup_steps=4,
+        burn_in_steps=4,
+        clipvalue=100.0,
     )
     mean_square = 0.0
 

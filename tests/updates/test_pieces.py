@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_bayestune import Authors, BayesTuneSGLD, Collapsed
 from keras_bayestune.noise import Gaussian, Rademacher
+from keras_bayestune.samplers import ScalarMetric
 from keras_bayestune.updates import pieces
 from keras_bayestune.updates.pieces import Elementwise
 
@@ -27,7 +28,8 @@ def test_pieces_cover_every_scalar_once(monkeypatch, shape):
     array = np.arange(np.prod(shape), dtype="float32").reshape(shape)
     starts = []
 
-    def function(arrays, factor, start):
+    def function(arrays, factor, factors, start):
+        assert factors is None
         (first, second), table = arrays
         starts.append(start)
         assert second is None
@@ -47,7 +49,11 @@ def test_pieces_cover_every_scalar_once(monkeypatch, shape):
 
 @pytest.mark.parametrize(
     "sampler",
-    [Collapsed(noise=Rademacher()), Collapsed(noise=Gaussian()), Authors()],
+    [
+        Collapsed(metric=ScalarMetric(), noise=Rademacher()),
+        Collapsed(metric=ScalarMetric(), noise=Gaussian()),
+        Authors(),
+    ],
     ids=["signs", "normal", "slots"],
 )
 def test_an_update_does_not_depend_on_the_pieces(monkeypatch, sampler):

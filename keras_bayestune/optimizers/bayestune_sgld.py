@@ -190,8 +190,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self._factored = [i for i, s in shapes.items() if metric.is_factored(s)]
         self._lines = RowsAndColumns([shapes[i] for i in self._factored])
         if self._factored:
-            size = (self._lines.size,)
-            squares = self._add_scalar("line_squares", 0.0, "float32", size)
+            lines_shape = (self._lines.size,)
+            squares = self._add_scalar("line_squares", 0.0, "float32", lines_shape)
             self._chain = self._chain._replace(squares=squares)
         self._noise_per_step = self._add_scalar("noise_per_step", 0.0, "float32")
         with creation_scope():

@@ -20,7 +20,7 @@ class Chain(NamedTuple):
     effective_size: Tensor  # float32 (), N; 0 while it is not known
     mean_square: Tensor  # float32 (V,), s of each weight tensor under the prior
     seed: Tensor  # int32 ()
-    squares: Tensor | None = None  # float32 (F,), mean squares of rows and columns
+    squares: Any = None  # float32 (F,), or none, mean squares of rows and columns
 
 
 class Schedule(NamedTuple):

@@ -18,8 +18,8 @@ class Elementwise:
 
     Called as `(arrays, scalars, factors)`. Where XLA compiles the train step, it makes
     one loop over memory of it. TensorFlow does without XLA on a CPU unless told
-    otherwise; there the function alone is compiled, once for all arrays of one shape. PyTorch on a CPU
-    would read and write the whole array at each operation; there the function gets
+    otherwise; there the function alone is compiled, once for all arrays of one
+    shape. PyTorch on a CPU would read and write the whole array at each operation; there the function gets
     pieces, flat or of whole rows, that begin at position `start`.
 
     Args:
@@ -55,7 +55,8 @@ class Elementwise:
         def write(whole: Any, part: Any) -> None:
             whole[start : start + len(part)] = part
 
-        view, length = (math.prod(shape),), PIECE
+        view: tuple[int, ...] = (math.prod(shape),)
+        length = PIECE
         columns, part_factors = 1, None
         if factors is not None:
             # Whole rows, so many that `start` is a multiple of 32.
@@ -88,7 +89,9 @@ class Elementwise:
         if shape not in self._compiled:
             # One for each shape: TensorFlow warns of one that is traced often.
             self._compiled[shape] = tf.function(
-                lambda *arguments: self._function(*arguments, 0),
+                lambda arrays, scalars, factors: self._function(
+                    arrays, scalars, factors, 0
+                ),
                 jit_compile=True,
                 autograph=False,
             )

@@ -18,9 +18,9 @@ class Elementwise:
 
     Called as `(arrays, scalars, factors)`. Where XLA compiles the train step, it makes
     one loop over memory of it. TensorFlow does without XLA on a CPU unless told
-    otherwise; there the function alone is compiled, once for all arrays of one
-    shape. PyTorch on a CPU would read and write the whole array at each operation; there the function gets
-    pieces, flat or of whole rows, that begin at position `start`.
+    otherwise; there the function alone is compiled, once for all arrays of one shape.
+    PyTorch on a CPU would read and write the whole array at each operation; there the
+    function gets pieces, flat or of whole rows, that begin at position `start`.
 
     Args:
         function: Takes nested tuples and dicts of arrays of one shape and `None`, and

@@ -187,6 +187,7 @@ def _tune(suite, problem, stage2, steps, rates, seed) -> dict[str, Any]:
         found = evaluate(problem, stage2.model, problem.validation)
         validation[str(rate)] = found
         ranks = next(iter(found.values()))
+        ranks = ranks if np.isfinite(ranks) else -np.inf
         if weights is None or ranks > best:
             best, weights = ranks, stage2.model.get_weights()
         return ranks
@@ -214,8 +215,7 @@ def best_rate(rates: Sequence[float], value: Callable[[float], float]) -> float:
         if near <= set(values):
             return rates[best]
         for i in sorted(near - set(values)):
-            found = value(rates[i])
-            values[i] = found if np.isfinite(found) else -np.inf
+            values[i] = value(rates[i])
         best = max(values, key=values.__getitem__)
 
 

@@ -20,6 +20,7 @@ from keras_bayestune.samplers import (
 OURS = "BayesTune"
 HEAD_ONLY, FULL, LORA, BITFIT = "head only", "full", "LoRA", "BitFit"
 DRAWS = "BayesTune, 10 draws"  # stage 2 as a sampler
+PER_TENSOR = "BayesTune, per-tensor metric"
 ADAPTIVE = "BayesTune, partially adaptive metric"
 ADAPTIVE_LITTLE_NOISE = "BayesTune, partially adaptive metric, noise 0.1"
 LITTLE_NOISE = "BayesTune, noise 0.1"  # of the default
@@ -83,28 +84,9 @@ def score(rule, suite, problem):
     )
 
 
-def bayestune(suite, problem, seed):
-    return {OURS: scale(suite, problem, seed)}
-
-
-def bayestune_per_tensor(suite, problem, seed):
-    found = scale(suite, problem, seed, sampler=Collapsed(metric=TensorMetric()))
-    return {"BayesTune, per-tensor metric": found}
-
-
-def bayestune_adaptive(suite, problem, seed):
-    adaptive = Collapsed(metric=PartiallyAdaptiveMetric())
-    return {ADAPTIVE: scale(suite, problem, seed, sampler=adaptive)}
-
-
-def bayestune_adaptive_with_little_noise(suite, problem, seed):
-    adaptive = Collapsed(metric=PartiallyAdaptiveMetric())
-    found = scale(suite, problem, seed, sampler=adaptive, noise_scale=0.1)
-    return {ADAPTIVE_LITTLE_NOISE: found}
-
-
-def bayestune_with_little_noise(suite, problem, seed):
-    return {LITTLE_NOISE: scale(suite, problem, seed, noise_scale=0.1)}
+def bayestune(name, **changed):
+    """Return the selection of BayesTune with some arguments changed."""
+    return lambda suite, problem, seed: {name: scale(suite, problem, seed, **changed)}
 
 
 def movement_scalar(suite, problem, seed):
@@ -150,20 +132,23 @@ def bitfit(suite, problem, seed):
     return {BITFIT: score(selectors.BitFit(), suite, problem)}
 
 
+_ADAPTIVE = Collapsed(metric=PartiallyAdaptiveMetric())
 # What one selection run serves, by method.
 SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
-    OURS: bayestune,
+    OURS: bayestune(OURS),
     "random": random,
     "Fisher": fisher,
     "gradient sum": gradient_sum,
     "magnitude": magnitude,
     "movement, Adam": movement_adam,
     "movement, SGD": movement_scalar,
-    "BayesTune, per-tensor metric": bayestune_per_tensor,
+    PER_TENSOR: bayestune(PER_TENSOR, sampler=Collapsed(metric=TensorMetric())),
     "movement, Adam, v^(1/4)": movement_adam,
-    LITTLE_NOISE: bayestune_with_little_noise,
-    ADAPTIVE: bayestune_adaptive,
-    ADAPTIVE_LITTLE_NOISE: bayestune_adaptive_with_little_noise,
+    LITTLE_NOISE: bayestune(LITTLE_NOISE, noise_scale=0.1),
+    ADAPTIVE: bayestune(ADAPTIVE, sampler=_ADAPTIVE),
+    ADAPTIVE_LITTLE_NOISE: bayestune(
+        ADAPTIVE_LITTLE_NOISE, sampler=_ADAPTIVE, noise_scale=0.1
+    ),
     BITFIT: bitfit,
 }
 METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:], DRAWS)

@@ -338,3 +338,26 @@ def test_only_fraction_free_methods_have_no_fraction():
     own = {cell.method for cell in plan if cell.fraction is None}
     assert own == set(methods.NO_FRACTION)
     assert len(set(plan)) == 3 + 2 * (len(methods.METHODS) - 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "tried"),
+    [
+        ([1, 2, 3, 2, 1], 2, {1, 2, 3}),
+        ([5, 4, 3, 2, 1], 0, {0, 1, 2, 3}),
+        ([1, 2, 3, 4, 5], 4, {1, 2, 3, 4}),
+        ([-np.inf, 2, -np.inf, -np.inf, 9], 1, {0, 1, 2, 3}),
+        ([3, 1, 2], 0, {0, 1, 2}),  # of three, all
+        ([1, 2], 1, {0, 1}),
+    ],
+)
+def test_best_rate_walks_uphill(values, best, tried):
+    seen = []
+
+    def value(i):
+        seen.append(i)
+        return values[i]
+
+    assert cells.best_rate(range(len(values)), value) == best
+    assert set(seen) == tried
+    assert len(seen) == len(tried)

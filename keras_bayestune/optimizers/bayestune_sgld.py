@@ -187,8 +187,10 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         # Weights whose step size the metric adapts by rows and columns.
         shapes = {i: tuple(variables[i].shape) for i in self._prior_index}
         metric = self.sampler.metric
-        self._factored = [i for i, s in shapes.items() if metric.is_factored(s)]
-        self._lines = RowsAndColumns([shapes[i] for i in self._factored])
+        shapes = {i: s for i, s in shapes.items() if metric.is_factored(s)}
+        # Place of each of them in `self._lines`.
+        self._factored = {i: k for k, i in enumerate(shapes)}
+        self._lines = RowsAndColumns(list(shapes.values()))
         if self._factored:
             lines_shape = (self._lines.size,)
             squares = self._add_scalar("line_squares", 0.0, "float32", lines_shape)
@@ -336,10 +338,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def _factors(self, group: WeightGroup, step: Step) -> tuple[Tensor, Tensor] | None:
         """Return what the step size is multiplied by, for each row and column."""
-        i = group.indices[0]
-        if i not in self._factored:
-            return None
-        return self._lines.of_weight(self._factored.index(i), step.factors)
+        place = self._factored.get(group.indices[0])
+        return None if place is None else self._lines.of_weight(place, step.factors)
 
     def _decay(self, variable: Any, step: Step) -> Tensor | float:
         if self.weight_decay and self._use_weight_decay(variable):

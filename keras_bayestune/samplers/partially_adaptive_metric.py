@@ -26,7 +26,8 @@ class PartiallyAdaptiveMetric(ScalarMetric):
     step size of RMSprop and Adam, under which each scalar moves alike and little is
     left to select by. q = 1/4, half way, orders scalars by `|mean g| / v^(1/4)`, the
     square root of what one step of Adam on that scalar takes off the loss, to first
-    order. `f` keeps scalars without a gradient from drawing noise without bound.
+    order. The default, 3/8, did slightly better than 1/4 on validation data of STS-B.
+    `f` keeps scalars without a gradient from drawing noise without bound.
 
     A weight of two or more dimensions and of 16,384 scalars or more keeps the mean
     squares of its rows r and columns c (the last axis) in place of v (Adafactor,

@@ -85,11 +85,11 @@ def begin_step(
     bias_correction = _bias_correction(ops.minimum(count, last))
     squares = factors = None
     if factored is not None:
-        lines, now = factored
-        now = now * ops.square(gradient_scale)
+        lines, current = factored
+        current = current * ops.square(gradient_scale)
         squares = ops.where(
             ops.logical_and(finite, adapting),
-            DECAY * chain.squares + (1.0 - DECAY) * now,
+            DECAY * chain.squares + (1.0 - DECAY) * current,
             chain.squares,
         )
         relative = lines.relative(squares / bias_correction, corrected[0])
@@ -99,8 +99,8 @@ def begin_step(
     effective_size = chain.effective_size
     if schedule.measure_effective_size:
         measured = sampler.auto_effective_size(learning_rate, step_size, corrected)
-        due = ops.logical_and(finite, ops.equal(count, max(first_active - 1, 1)))
-        effective_size = ops.where(due, measured, effective_size)
+        now = ops.logical_and(finite, ops.equal(count, max(first_active - 1, 1)))
+        effective_size = ops.where(now, measured, effective_size)
 
     since_burn_in = count - schedule.burn_in_steps
     due = ops.equal(since_burn_in % schedule.thinning, 0)

@@ -11,7 +11,9 @@ import keras_bayestune as kbt
 from benchmarks.quality.suite import Problem, Suite
 from keras_bayestune import selectors
 from keras_bayestune.samplers import (
+    Authors,
     Collapsed,
+    JointLangevin,
     PartiallyAdaptiveMetric,
     ScalarMetric,
     TensorMetric,
@@ -20,10 +22,7 @@ from keras_bayestune.samplers import (
 OURS = "BayesTune"
 HEAD_ONLY, FULL, LORA, BITFIT = "head only", "full", "LoRA", "BitFit"
 DRAWS = "BayesTune, 10 draws"  # stage 2 as a sampler
-PER_TENSOR = "BayesTune, per-tensor metric"
-ADAPTIVE = "BayesTune, partially adaptive metric"
-ADAPTIVE_LITTLE_NOISE = "BayesTune, partially adaptive metric, noise 0.1"
-LITTLE_NOISE = "BayesTune, noise 0.1"  # of the default
+UNBAYESIAN = "movement, partially adaptive"  # BayesTune's dynamics, nothing else of it
 NO_FRACTION = HEAD_ONLY, FULL, BITFIT  # these have a size of their own
 
 Scores = dict[str, np.ndarray]
@@ -89,19 +88,23 @@ def bayestune(name, **changed):
     return lambda suite, problem, seed: {name: scale(suite, problem, seed, **changed)}
 
 
-def movement_scalar(suite, problem, seed):
-    # Plain descent, its step size normalised by one number: no prior, no noise.
-    steps = suite.selection_steps
-    descent = sampler(
-        suite,
-        seed,
-        sampler=Collapsed(metric=ScalarMetric()),
-        noise_scale=0.0,
-        warmup_steps=steps,
-        burn_in_steps=steps,
-    )
-    rule = selectors.Movement(descent, steps=steps)
-    return {"movement, SGD": score(rule, suite, problem)}
+def movement(name, metric):
+    """Return the selection of movement under plain descent: no prior, no noise."""
+
+    def select(suite, problem, seed):
+        steps = suite.selection_steps
+        descent = sampler(
+            suite,
+            seed,
+            sampler=Collapsed(metric),
+            noise_scale=0.0,
+            warmup_steps=steps,
+            burn_in_steps=steps,
+        )
+        rule = selectors.Movement(descent, steps=steps)
+        return {name: score(rule, suite, problem)}
+
+    return select
 
 
 def movement_adam(suite, problem, seed):
@@ -132,7 +135,21 @@ def bitfit(suite, problem, seed):
     return {BITFIT: score(selectors.BitFit(), suite, problem)}
 
 
-_ADAPTIVE = Collapsed(metric=PartiallyAdaptiveMetric())
+# BayesTune with other arguments.
+VARIANTS = {
+    "BayesTune, all noise": {"noise_scale": 1.0},
+    "BayesTune, scalar metric": {"sampler": Collapsed(ScalarMetric())},
+    "BayesTune, scalar metric, all noise": {
+        "sampler": Collapsed(ScalarMetric()),
+        "noise_scale": 1.0,
+    },
+    "BayesTune, per-tensor metric, all noise": {
+        "sampler": Collapsed(TensorMetric()),
+        "noise_scale": 1.0,
+    },
+    "BayesTune, joint Langevin": {"sampler": JointLangevin()},
+    "BayesTune, authors' code": {"sampler": Authors()},
+}
 # What one selection run serves, by method.
 SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     OURS: bayestune(OURS),
@@ -141,15 +158,11 @@ SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     "gradient sum": gradient_sum,
     "magnitude": magnitude,
     "movement, Adam": movement_adam,
-    "movement, SGD": movement_scalar,
-    PER_TENSOR: bayestune(PER_TENSOR, sampler=Collapsed(metric=TensorMetric())),
     "movement, Adam, v^(1/4)": movement_adam,
-    LITTLE_NOISE: bayestune(LITTLE_NOISE, noise_scale=0.1),
-    ADAPTIVE: bayestune(ADAPTIVE, sampler=_ADAPTIVE),
-    ADAPTIVE_LITTLE_NOISE: bayestune(
-        ADAPTIVE_LITTLE_NOISE, sampler=_ADAPTIVE, noise_scale=0.1
-    ),
+    "movement, SGD": movement("movement, SGD", ScalarMetric()),
     BITFIT: bitfit,
+    UNBAYESIAN: movement(UNBAYESIAN, PartiallyAdaptiveMetric()),
+    **{name: bayestune(name, **changed) for name, changed in VARIANTS.items()},
 }
 METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:], DRAWS)
 

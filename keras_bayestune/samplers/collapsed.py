@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+from keras_bayestune.noise import Noise
+from keras_bayestune.samplers.metric import Metric
+from keras_bayestune.samplers.partially_adaptive_metric import PartiallyAdaptiveMetric
 from keras_bayestune.samplers.sampler import Sampler, guarded_size
 
 
@@ -34,12 +37,18 @@ class Collapsed(Sampler):
     a smaller variance than averaging sampled scales (Rao-Blackwell).
 
     Args:
-        metric: Turns the learning rate into h; `ScalarMetric()`.
+        metric: Turns the learning rate into h; `PartiallyAdaptiveMetric()`.
         noise: Unit noise; `Rademacher()`, or `Gaussian()`.
 
     Example:
     >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=Collapsed())
     """
+
+    auto_noise_scale = 0.1
+
+    def __init__(self, metric: Metric | None = None, noise: Noise | None = None):
+        """Store the metric and the noise."""
+        super().__init__(PartiallyAdaptiveMetric() if metric is None else metric, noise)
 
     def initial_slots(self, prior):
         """No state beside the optimizer's."""

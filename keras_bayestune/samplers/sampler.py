@@ -46,6 +46,7 @@ class Sampler:
     """
 
     num_noises = 1  # unit noise arrays per update
+    auto_noise_scale = 1.0  # gamma, unless given, with `effective_size="auto"`
 
     def __init__(self, metric: Metric | None = None, noise: Noise | None = None):
         """Store the metric (`ScalarMetric()`) and the noise (`Rademacher()`)."""
@@ -71,8 +72,8 @@ class Sampler:
     ) -> Tensor:
         """N for `effective_size="auto"`: noise as large as the gradient step.
 
-        sqrt(2 h / N) = h rms(g) gives N = 2 / (h rms(g)^2); with the scalar metric
-        that is 2 / (lr rms(g)).
+        sqrt(2 h / N) = h rms(g) gives N = 2 / (h rms(g)^2); with one normaliser for
+        all weights that is 2 / (lr rms(g)). `noise_scale` then multiplies the noise.
         """
         rate = ops.mean(step_size * mean_square)
         return 2.0 / ops.maximum(rate, 1e-30)

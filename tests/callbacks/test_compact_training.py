@@ -25,7 +25,7 @@ def new_model():
 def fitted(compact, *callbacks, **arguments):
     model = new_model()
     select = SparseMaskCallback(
-        0.2,
+        0.5,
         finetune_optimizer=Adam(1e-2),
         compact_gradients=compact,
         **(arguments or {"sampling_epochs": 1}),

@@ -260,13 +260,32 @@ def test_defaults():
     }
     assert found == {
         "effective_size": "auto",
-        "noise_scale": 1.0,
+        "noise_scale": 0.1,
         "thinning": 5,
         "seed": None,
     }
     assert (config["warmup_steps"], config["burn_in_steps"]) == (100, 200)
     assert config["prior"]["config"] == LaplacePrior().get_config()
     assert config["sampler"]["class_name"] == "Collapsed"
+    metric = config["sampler"]["config"]["metric"]
+    assert metric["class_name"] == "PartiallyAdaptiveMetric"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, 0.1),
+        ({"effective_size": 1e5}, 1.0),  # a posterior that the user states
+        ({"sampler": JointLangevin()}, 1.0),  # as published
+        ({"sampler": Authors()}, 1.0),
+        ({"noise_scale": 0.4}, 0.4),
+        ({"noise_scale": 0.4, "effective_size": 1e5}, 0.4),
+    ],
+)
+def test_noise_scale(arguments, expected):
+    optimizer = BayesTuneSGLD(1e-3, **arguments)
+    assert optimizer.noise_scale == expected
+    assert BayesTuneSGLD.from_config(optimizer.get_config()).noise_scale == expected
 
 
 class Store(dict):

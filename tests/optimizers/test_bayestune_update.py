@@ -148,6 +148,10 @@ CASES = {
     ),
     "auto": (
         {"effective_size": "auto"},
+        {"clip": global_norm_clip(1.0), "size": "auto", "noise_scale": 0.1},
+    ),
+    "auto, all noise": (
+        {"effective_size": "auto", "noise_scale": 1.0},
         {"clip": global_norm_clip(1.0), "size": "auto"},
     ),
 }

@@ -107,7 +107,7 @@ class Look(keras.callbacks.Callback):
         self.found["stage_1_bytes"] = bytes_per_device(
             state
             for each in optimizer._states
-            for state in (each.anchor, each.mean)
+            for state in (each.anchor, each.mean, *each.slots.values())
             if state is not None
         )
 
@@ -241,6 +241,7 @@ def sent(axes, stage):
         "stage": stage,
         "sent": largest_sent(compiled.as_text()),
         "scalars": math.prod(shape),
+        "lines": sum(shape),
         "selected": 0 if stage == 1 else mask.count,
         # Beyond what it is given and gives back: what it holds meanwhile.
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,

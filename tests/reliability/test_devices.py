@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_bayestune.samplers.partially_adaptive_metric import SMALLEST_FACTORED
+
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "jax", reason="Keras 3.15 has distributions on JAX only"
 )
@@ -71,8 +73,9 @@ def test_state_lies_where_its_weight_lies(found):
     assert (data["sharded"], model["sharded"]) == ([], SHARDED)
     for run in (one, data, model):
         assert run["stage_1_elsewhere"] == run["stage_2_elsewhere"] == []
-        # The compact vectors are small, and every device has them whole.
-        assert run["compact"] == 12
+        # Positions and values of each weight of which some scalars are selected, but
+        # not the head's two; they are small, and every device has them whole.
+        assert run["compact"] == 2 * (sum(map(bool, run["mask"])) - 2) > 0
         assert run["compact_sharded"] == []
 
 
@@ -80,12 +83,15 @@ def test_bytes_are_those_of_the_formulas(found):
     """Those in docs/scaling.md."""
     width, one, (data, model), _ = found
     square = width * width
-    assert one["scalars"] == 16 * width + 2 * square + 3 * width
-    for run in (one, data):
-        assert run["stage_1_bytes"] == 8 * one["scalars"]  # anchor and mean
-    shares = 16 * width // 4 + width // 4 + square // 8 + square // 4 + 2 * width
-    assert model["stage_1_bytes"] == 8 * shares
+    small, large = 16 * width + 3 * width, 2 * square
+    assert one["scalars"] == small + large
     head = 4 * width + 4  # whole: Adam's moments and nothing else
+    # Anchor and mean, and of small weights the mean square of the gradient.
+    of_square = 12 if square < SMALLEST_FACTORED else 8
+    for run in (one, data):
+        assert run["stage_1_bytes"] == 12 * small + of_square * large + 8 * head
+    shares = 16 * width // 4 + width // 4 + 2 * width, square // 8 + square // 4
+    assert model["stage_1_bytes"] == 12 * shares[0] + of_square * shares[1] + 8 * head
     for run in (one, data, model):
         selected = run["selected"] - head
         counters = 5 * 4
@@ -108,6 +114,7 @@ def test_no_weight_is_gathered(found):
             f"{program['sent']} scalars, {program['selected']} selected, holds "
             f"{program['temporary_bytes']} bytes meanwhile"
         )
-        assert program["sent"] == (1 if stage == 1 else program["selected"])
+        most = "lines" if stage == 1 else "selected"  # mean squares of the gradient
+        assert program["sent"] == program[most]
         # A gathered weight would take 4 bytes per scalar on each device.
         assert program["temporary_bytes"] < 4 * scalars / 2

@@ -19,6 +19,7 @@ import numpy as np
 
 import keras_bayestune as kbt
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.samplers import ScalarMetric
 
 SIZES = {  # layers, heads, width, inner width, vocabulary
     "4m": (2, 2, 128, 512, 30522),
@@ -89,7 +90,7 @@ METHODS: dict[str, Callable[[keras.Model], object]] = {
     "adam, clipped": lambda model: keras.optimizers.Adam(1e-4, global_clipnorm=1.0),
     "stage 1": stage_one(kbt.Collapsed()),
     "stage 1, gaussian": stage_one(kbt.Collapsed(noise=kbt.noise.Gaussian())),
-    "stage 1, rademacher": stage_one(kbt.Collapsed(noise=kbt.noise.Rademacher())),
+    "stage 1, scalar metric": stage_one(kbt.Collapsed(ScalarMetric())),
     "stage 1, joint": stage_one(kbt.JointLangevin()),
     "stage 1, authors": stage_one(kbt.Authors()),
     "stage 2": stage_two,

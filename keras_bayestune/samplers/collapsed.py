@@ -56,11 +56,14 @@ class Collapsed(Sampler):
 
     def update(self, displacement, gradient, slots, noises, step, step_size, prior):
         """Return the displacement after one update."""
-        ratio = ops.where(step.active, step_size / guarded_size(step), 0.0)
+        # Numbers go together first: step_size may be an array, each product a pass.
+        temperature = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
+        ratio = step_size * temperature
+        spread = ops.sqrt(step_size * (2.0 * temperature * step.noise_scale**2))
         displacement = (
             displacement * shrink_factor(displacement, ratio, prior)
             - step_size * gradient
-            + step.noise_scale * ops.sqrt(2.0 * ratio) * noises[0]
+            + spread * noises[0]
         )
         return displacement, {}
 

@@ -54,19 +54,24 @@ def collect(args):
     print(f"{results.collect()} cells in {results.file}")
 
 
-def show(args):
+def asked_for(args, results):
+    """Return the finished cells of the methods and seeds of the command line."""
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    found = {
+    chosen = args.methods or methods.METHODS
+    return {
         cell: record
-        for cell, record in results_of(args).read().items()
-        if cell.seed in seeds and cell.method in (args.methods or methods.METHODS)
+        for cell, record in results.read().items()
+        if cell.seed in seeds and cell.method in chosen
     }
-    print(table.markdown(found, args.head, args.tasks))
+
+
+def show(args):
+    print(table.markdown(asked_for(args, results_of(args)), args.head, args.tasks))
 
 
 def show_ranks(args):
     suites = {
-        label: cells.Results(label, args.out, args.collected).read()
+        label: asked_for(args, cells.Results(label, args.out, args.collected))
         for label in args.labels
     }
     print(table.together(suites, args.head))

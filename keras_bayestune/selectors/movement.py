@@ -17,9 +17,10 @@ class Movement(Selector):
 
     Lottery-ticket sparse fine-tuning: Ansell et al., "Composable Sparse Fine-Tuning
     for Cross-Lingual Transfer", ACL 2022, one iteration. The optimizer decides what is
-    selected: Adam erases how large each gradient is, plain descent keeps it. The scalar
-    metric of BayesTune without prior and noise is
-    `BayesTuneSGLD(lr, noise_scale=0.0, warmup_steps=steps, burn_in_steps=steps)`.
+    selected: Adam erases how large each gradient is, plain descent keeps it. Descent
+    with a rate that reads like Adam's is `BayesTuneSGLD` without prior and noise:
+    `BayesTuneSGLD(lr, noise_scale=0.0, warmup_steps=steps, burn_in_steps=steps)`, with
+    `sampler=Collapsed(ScalarMetric())` for one step size for all.
 
     Cost: the fine-tuning run, with the optimizer's own state; 8 bytes per scalar on
     the host.

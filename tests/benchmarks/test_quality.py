@@ -266,6 +266,23 @@ def test_the_ranks_of_two_suites_count_what_both_have():
     ]
 
 
+def test_ranks_are_of_the_methods_and_seeds_asked_for(tmp_path, capsys):
+    for label in ("one", "two"):
+        results = cells.Results(label, tmp_path, tmp_path / "collected")
+        for seed in range(2):  # of which `run` asks for the first
+            for method, value in {"BayesTune": 0.8, "random": 0.9, "Fisher": 1}.items():
+                cell = cells.Cell("a", method, 0.02, "always", seed)
+                results.write(cell, record(value))
+    asked = ["--labels", "one", "two", "--methods", "BayesTune", "random"]
+    run(tmp_path, *asked, do="ranks")
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| method | one, 1 blocks | two, 1 blocks | mean rank |",
+        "| --- | --- | --- | --- |",
+        "| random | 1.00 | 1.00 | 1.00 |",
+        "| BayesTune | 2.00 | 2.00 | 2.00 |",
+    ]
+
+
 def test_the_figure_has_a_curve_for_each_method(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     found = {

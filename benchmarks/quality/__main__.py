@@ -78,7 +78,7 @@ def show_ranks(args):
 
 
 def draw(args):
-    figure.save(results_of(args).read(), args.head, args.figure)
+    figure.save(asked_for(args, results_of(args)), args.head, args.figure)
     print(args.figure)
 
 

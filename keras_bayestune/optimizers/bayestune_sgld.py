@@ -492,7 +492,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 "destroyed and the mask will be random. Lower learning_rate "
                 f"(now {float(ops.convert_to_numpy(self.learning_rate)):.2g}) or raise "
                 f"effective_size (now {self.current_effective_size():.2g}); "
-                'effective_size="auto" makes the noise as large as the gradient step.',
+                'effective_size="auto" measures one that fits the gradients.',
                 stacklevel=2,
             )
 

@@ -57,9 +57,9 @@ class Collapsed(Sampler):
     def update(self, displacement, gradient, slots, noises, step, step_size, prior):
         """Return the displacement after one update."""
         # Numbers go together first: step_size may be an array, each product a pass.
-        temperature = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
-        ratio = step_size * temperature
-        spread = ops.sqrt(step_size * (2.0 * temperature * step.noise_scale**2))
+        inverse_size = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
+        ratio = step_size * inverse_size
+        spread = ops.sqrt(step_size * (2.0 * inverse_size * step.noise_scale**2))
         displacement = (
             displacement * shrink_factor(displacement, ratio, prior)
             - step_size * gradient

@@ -21,10 +21,11 @@ def check_effective_size(value: float | str) -> float | str:
 
 def check_noise_scale(value: float) -> float:
     """Return a number of at least 0."""
-    if not (math.isfinite(value) and value >= 0):
+    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
         raise ValueError(
             "`noise_scale` must be a finite number >= 0 (1 samples the posterior, 0 "
-            f"descends to a mode). Received: noise_scale={value}."
+            "descends to a mode), or None for what suits `effective_size`. "
+            f"Received: noise_scale={value!r}."
         )
     return float(value)
 

@@ -36,6 +36,7 @@ BAD_VALUES = [
     ("noise_scale", -0.1, r"finite number >= 0 \(1 samples .* noise_scale=-0\.1"),
     ("noise_scale", np.inf, "noise_scale=inf"),
     ("noise_scale", np.nan, "noise_scale=nan"),
+    ("noise_scale", "auto", "None for what suits .* Received: noise_scale='auto'"),
     ("warmup_steps", -1, r"`warmup_steps` must be an integer in \[0, .*steps=-1"),
     ("warmup_steps", 2.5, "warmup_steps=2.5"),
     ("warmup_steps", True, "warmup_steps=True"),

@@ -119,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--selection-steps", type=int, help="default: the suite's")
     parser.add_argument("--finetune-steps", type=int, help="default: the suite's")
+    parser.add_argument("--rates", nargs="+", type=float, help="of stage 2, likewise")
     parser.add_argument("--labels", nargs="+", help="ranks: names of collected files")
     parser.add_argument("--figure", type=Path, default=Path("results/errors.png"))
     parser.add_argument("--chains", type=int, default=4, help="stability: per task")
@@ -128,13 +129,13 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
     parser.add_argument("--collected", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
-    budget = {
+    changed = {
         name: getattr(args, name)
-        for name in ("selection_steps", "finetune_steps")
+        for name in ("selection_steps", "finetune_steps", "rates")
         if getattr(args, name)
     }
     suite = suites[args.suite]
-    args.suite = type(suite.__name__, (suite,), budget)
+    args.suite = type(suite.__name__, (suite,), changed)
     DO[args.do](args)
 
 

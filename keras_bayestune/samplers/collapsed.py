@@ -6,7 +6,7 @@ from keras import ops
 from keras_bayestune.noise import Noise
 from keras_bayestune.samplers.metric import Metric
 from keras_bayestune.samplers.partially_adaptive_metric import PartiallyAdaptiveMetric
-from keras_bayestune.samplers.sampler import Sampler, guarded_size
+from keras_bayestune.samplers.sampler import Sampler, inverse_size
 
 
 def shrink_factor(displacement, ratio, prior):
@@ -57,9 +57,9 @@ class Collapsed(Sampler):
     def update(self, displacement, gradient, slots, noises, step, step_size, prior):
         """Return the displacement after one update."""
         # Numbers go together first: step_size may be an array, each product a pass.
-        inverse_size = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
-        ratio = step_size * inverse_size
-        spread = ops.sqrt(step_size * (2.0 * inverse_size * step.noise_scale**2))
+        per_size = inverse_size(step)
+        ratio = step_size * per_size
+        spread = ops.sqrt(step_size * (2.0 * per_size * step.noise_scale**2))
         displacement = (
             displacement * shrink_factor(displacement, ratio, prior)
             - step_size * gradient

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_bayestune.noise import Noise
 from keras_bayestune.samplers.metric import Metric
-from keras_bayestune.samplers.sampler import Sampler, check_step_size, guarded_size
+from keras_bayestune.samplers.sampler import Sampler, check_step_size, inverse_size
 
 _LARGEST = 1e30  # of |d| / scale, so that the tamed drift stays a number
 _SMALLEST_LOG_SCALE = -69.0  # log(1e-30)
@@ -64,7 +64,8 @@ class JointLangevin(Sampler):
         """Return the displacement and the log scale after one update."""
         log_scale = slots["log_scale"]
         scale = ops.exp(log_scale)
-        ratio = ops.where(step.active, step_size / guarded_size(step), 0.0)
+        # Numbers go together first: step_size may be an array, each product a pass.
+        per_size = inverse_size(step)
         k = ops.where(step.active, self.scale_step_size, 0.0)
         pull = ops.minimum(ops.abs(displacement) / scale, _LARGEST)
         drift = (prior.alpha - 1.0) - prior.beta * scale + pull
@@ -76,8 +77,8 @@ class JointLangevin(Sampler):
         new_displacement = (
             displacement
             - step_size * gradient
-            - ratio * ops.sign(displacement) / scale
-            + step.noise_scale * ops.sqrt(2.0 * ratio) * noises[0]
+            - step_size * per_size * ops.sign(displacement) / scale
+            + ops.sqrt(step_size * (2.0 * per_size * step.noise_scale**2)) * noises[0]
         )
         return new_displacement, {
             "log_scale": ops.maximum(new_log_scale, _SMALLEST_LOG_SCALE)

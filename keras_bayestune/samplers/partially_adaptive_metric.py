@@ -57,16 +57,16 @@ class PartiallyAdaptiveMetric(ScalarMetric):
 
     def __init__(self, exponent: float = 0.375, floor: float = 0.01):
         """Check the arguments."""
-        if not 0.0 <= exponent <= 0.5:
+        if isinstance(exponent, str) or not 0.0 <= exponent <= 0.5:
             raise ValueError(
                 "`exponent` of PartiallyAdaptiveMetric must be in [0, 0.5]: 0 is one "
                 "step size for all, 0.5 is that of RMSprop. "
-                f"Received: exponent={exponent}."
+                f"Received: exponent={exponent!r}."
             )
-        if not 0.0 < floor < float("inf"):
+        if isinstance(floor, str) or not 0.0 < floor < float("inf"):
             raise ValueError(
                 "`floor` of PartiallyAdaptiveMetric must be a finite number above 0. "
-                f"Received: floor={floor}."
+                f"Received: floor={floor!r}."
             )
         self.exponent, self.floor = float(exponent), float(floor)
 

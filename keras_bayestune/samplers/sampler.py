@@ -123,11 +123,16 @@ def guarded_size(step: Step) -> Tensor:
     return ops.maximum(step.effective_size, 1e-30)
 
 
+def inverse_size(step: Step) -> Tensor:
+    """1/N; 0 in warm-up, where neither prior nor noise acts."""
+    return ops.where(step.active, 1.0 / guarded_size(step), 0.0)
+
+
 def check_step_size(name: str, value: float, sampler: str) -> float:
     """Return `value` if it is a number above 0."""
-    if not 0.0 < value < float("inf"):
+    if isinstance(value, str) or not 0.0 < value < float("inf"):
         raise ValueError(
             f"`{name}` of {sampler} must be a finite number above 0. "
-            f"Received: {name}={value}."
+            f"Received: {name}={value!r}."
         )
     return float(value)

@@ -204,7 +204,7 @@ def largest_sent(text):
     return max((math.prod(map(int, re.findall(r"\d+", s))) for s in shapes), default=0)
 
 
-def sent(axes, stage):
+def sent(axes, stage, **arguments):
     """Most scalars of an array that one update of one weight sends around."""
     mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"], DEVICES)
     layouts = keras.distribution.LayoutMap(mesh)
@@ -217,7 +217,9 @@ def sent(axes, stage):
     values = np.random.default_rng(0).normal(size=shape).astype("float32")
     variable = keras.Variable(values, name="w")
     if stage == 1:
-        optimizer = kbt.BayesTuneSGLD(1e-3, warmup_steps=1, burn_in_steps=1, thinning=1)
+        optimizer = kbt.BayesTuneSGLD(
+            1e-3, warmup_steps=1, burn_in_steps=1, thinning=1, **arguments
+        )
     else:
         mask = kbt.SparseMask.from_scores({"w": values}, fraction=0.01)
         optimizer = kbt.SparseOptimizer(keras.optimizers.Adam(1e-3), mask)
@@ -261,4 +263,6 @@ programs = [
     for stage in (1, 2)
     for axes in (("model", None), (None, "model"), ("batch", "model"))
 ]
+scalar = kbt.samplers.Collapsed(kbt.samplers.ScalarMetric())
+programs.append({**sent(("batch", "model"), 1, sampler=scalar), "lines": 1})
 print(json.dumps([runs, programs]))

@@ -99,7 +99,7 @@ def test_starts_at_the_initial_scale():
     assert np.exp(start["log_scale"]) == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("value", [0.0, -0.1, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [0.0, -0.1, float("inf"), float("nan"), "a"])
 def test_bad_step_size(value):
     with pytest.raises(ValueError, match="`scale_step_size` of JointLangevin must be"):
         JointLangevin(scale_step_size=value)

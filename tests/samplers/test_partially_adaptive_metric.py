@@ -48,6 +48,8 @@ def test_only_large_weights_are_factored():
         ({"exponent": float("nan")}, "exponent"),
         ({"floor": 0.0}, "floor.*above 0"),
         ({"floor": float("inf")}, "floor"),
+        ({"exponent": "a"}, "exponent.*'a'"),
+        ({"floor": "0.1"}, "floor.*'0.1'"),
     ],
 )
 def test_bad_arguments(arguments, message):

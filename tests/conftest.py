@@ -50,3 +50,24 @@ def shared_dir():
     if not folder.is_dir():
         pytest.skip(f"no reference data in {folder}: set KERAS_BAYESTUNE_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def save_tiny_bert():
+    """`save_tiny_bert(folder, words, length)` writes a preset of random weights."""
+    models = pytest.importorskip("keras_hub").models
+
+    def save(folder, words, length):
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+        models.BertBackbone(
+            vocabulary_size=len(vocabulary),
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=16,
+            max_sequence_length=length,
+        ).save_to_preset(folder)
+        models.BertTokenizer(vocabulary).save_to_preset(folder)
+        return str(folder)
+
+    return save

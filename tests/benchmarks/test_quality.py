@@ -7,7 +7,7 @@ import pytest
 import keras_bayestune as kbt
 
 pytest.importorskip("sklearn")
-keras_hub = pytest.importorskip("keras_hub")
+pytest.importorskip("keras_hub")
 from benchmarks.quality import __main__ as command  # noqa: E402
 from benchmarks.quality import (  # noqa: E402
     cells,
@@ -169,20 +169,10 @@ def test_the_parts_of_a_task_share_no_image():
 
 
 @pytest.fixture
-def text_data(tmp_path):
+def text_data(tmp_path, save_tiny_bert):
     """A tiny BERT of random weights, and a task of word pairs."""
     words = ["cat", "dog", "sun", "rain"]
-    preset = tmp_path / "preset"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-    keras_hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=48,
-    ).save_to_preset(preset)
-    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(preset)
+    preset = save_tiny_bert(tmp_path / "preset", words, 48)
     (tmp_path / "stsb").mkdir()
     rng = np.random.default_rng(0)
     for part in ("train", "val", "test"):
@@ -192,7 +182,7 @@ def text_data(tmp_path):
         ]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "stsb" / f"{part}.jsonl").write_text(lines)
-    return ["--suite", "text", "--preset", str(preset), "--jsonl", str(tmp_path)]
+    return ["--suite", "text", "--preset", preset, "--jsonl", str(tmp_path)]
 
 
 def test_text(tmp_path, text_data):

@@ -29,20 +29,8 @@ def tasks(glue):
 
 
 @pytest.fixture(scope="module")
-def preset(tmp_path_factory):
-    """A folder with a tiny BERT of random weights."""
-    folder = tmp_path_factory.mktemp("preset")
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    keras_hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=16,
-    ).save_to_preset(folder)
-    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(folder)
-    return str(folder)
+def preset(tmp_path_factory, save_tiny_bert):
+    return save_tiny_bert(tmp_path_factory.mktemp("preset"), WORDS, 16)
 
 
 def pairs(rows, seed):

@@ -7,7 +7,7 @@ import pytest
 
 from keras_bayestune.deltas import SparseDelta
 
-keras_hub = pytest.importorskip("keras_hub")
+pytest.importorskip("keras_hub")
 
 WORDS = ["cat", "dog", "sun", "rain", "tree", "stone", "river", "bread"]
 
@@ -20,20 +20,8 @@ def many_tasks(root):
 
 
 @pytest.fixture
-def preset(tmp_path):
-    """A folder with a tiny BERT of random weights."""
-    folder = tmp_path / "preset"
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    keras_hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=16,
-    ).save_to_preset(folder)
-    keras_hub.models.BertTokenizer(vocabulary).save_to_preset(folder)
-    return str(folder)
+def preset(tmp_path, save_tiny_bert):
+    return save_tiny_bert(tmp_path / "preset", WORDS, 16)
 
 
 @pytest.fixture

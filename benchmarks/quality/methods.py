@@ -143,6 +143,7 @@ VARIANTS = {
         "sampler": Collapsed(ScalarMetric()),
         "noise_scale": 1.0,
     },
+    "BayesTune, per-tensor metric": {"sampler": Collapsed(TensorMetric())},
     "BayesTune, per-tensor metric, all noise": {
         "sampler": Collapsed(TensorMetric()),
         "noise_scale": 1.0,

@@ -148,6 +148,7 @@ VARIANTS = {
         "sampler": Collapsed(TensorMetric()),
         "noise_scale": 1.0,
     },
+    "BayesTune, exponent 1/4": {"sampler": Collapsed(PartiallyAdaptiveMetric(0.25))},
     "BayesTune, joint Langevin": {"sampler": JointLangevin()},
     "BayesTune, authors' code": {"sampler": Authors()},
 }

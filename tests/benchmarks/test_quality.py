@@ -186,8 +186,9 @@ def text_data(tmp_path, save_tiny_bert):
 
 
 def test_text(tmp_path, text_data):
-    arguments = ["--tasks", "stsb", "--fractions", "0.02", "--methods"]
-    run(tmp_path, *text_data, *arguments, "BayesTune", "LoRA", "full")
+    arguments = ["--tasks", "stsb", "--fractions", "0.02", "--rates", "0.001", "0.002"]
+    arguments += ["--methods", "BayesTune", "LoRA", "full"]
+    run(tmp_path, *text_data, *arguments)
     found = cells.Results("text-20-20", tmp_path, tmp_path).read()
     found = {cell.method: record for cell, record in found.items()}
     assert found.keys() == {"BayesTune", "LoRA", "full"}
@@ -199,8 +200,10 @@ def test_text(tmp_path, text_data):
         "LoRA": 2 * (8 * 2 + 4) + 9,
         "full": size + 9,
     }
-    for record in found.values():
+    for method, record in found.items():
         assert list(record["test"]) == ["Spearman", "Pearson"]
+        if method != "full":  # it has rates of its own
+            assert record["validation"].keys() == {"0.001", "0.002"}
 
 
 def record(value):

@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_bayestune.noise import Gaussian, Noise
 from keras_bayestune.samplers.adam import adam_change
-from keras_bayestune.samplers.sampler import Sampler, check_step_size, guarded_size
+from keras_bayestune.samplers.metric import check_positive
+from keras_bayestune.samplers.sampler import Sampler, guarded_size
 
 _SMALLEST_SCALE = 1e-8
 
@@ -46,7 +47,7 @@ class Authors(Sampler):
     def __init__(self, scale_learning_rate: float = 0.01, noise: Noise | None = None):
         """Check the learning rate."""
         super().__init__(noise=Gaussian() if noise is None else noise)
-        self.scale_learning_rate = check_step_size(
+        self.scale_learning_rate = check_positive(
             "scale_learning_rate", scale_learning_rate, "Authors"
         )
 

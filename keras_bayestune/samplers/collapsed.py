@@ -6,7 +6,7 @@ from keras import ops
 from keras_bayestune.noise import Noise
 from keras_bayestune.samplers.metric import Metric
 from keras_bayestune.samplers.partially_adaptive_metric import PartiallyAdaptiveMetric
-from keras_bayestune.samplers.sampler import Sampler, inverse_size
+from keras_bayestune.samplers.sampler import Sampler, pull_and_spread
 
 
 def shrink_factor(displacement, ratio, prior):
@@ -56,10 +56,7 @@ class Collapsed(Sampler):
 
     def update(self, displacement, gradient, slots, noises, step, step_size, prior):
         """Return the displacement after one update."""
-        # Numbers go together first: step_size may be an array, each product a pass.
-        per_size = inverse_size(step)
-        ratio = step_size * per_size
-        spread = ops.sqrt(step_size * (2.0 * per_size * step.noise_scale**2))
+        ratio, spread = pull_and_spread(step, step_size)
         displacement = (
             displacement * shrink_factor(displacement, ratio, prior)
             - step_size * gradient

@@ -7,8 +7,8 @@ import keras
 from keras import ops
 
 from keras_bayestune.noise import Noise
-from keras_bayestune.samplers.metric import Metric
-from keras_bayestune.samplers.sampler import Sampler, check_step_size, inverse_size
+from keras_bayestune.samplers.metric import Metric, check_positive
+from keras_bayestune.samplers.sampler import Sampler, pull_and_spread
 
 _LARGEST = 1e30  # of |d| / scale, so that the tamed drift stays a number
 _SMALLEST_LOG_SCALE = -69.0  # log(1e-30)
@@ -52,7 +52,7 @@ class JointLangevin(Sampler):
     ):
         """Check the step size."""
         super().__init__(metric, noise)
-        self.scale_step_size = check_step_size(
+        self.scale_step_size = check_positive(
             "scale_step_size", scale_step_size, "JointLangevin"
         )
 
@@ -64,8 +64,7 @@ class JointLangevin(Sampler):
         """Return the displacement and the log scale after one update."""
         log_scale = slots["log_scale"]
         scale = ops.exp(log_scale)
-        # Numbers go together first: step_size may be an array, each product a pass.
-        per_size = inverse_size(step)
+        ratio, spread = pull_and_spread(step, step_size)
         k = ops.where(step.active, self.scale_step_size, 0.0)
         pull = ops.minimum(ops.abs(displacement) / scale, _LARGEST)
         drift = (prior.alpha - 1.0) - prior.beta * scale + pull
@@ -77,8 +76,8 @@ class JointLangevin(Sampler):
         new_displacement = (
             displacement
             - step_size * gradient
-            - step_size * per_size * ops.sign(displacement) / scale
-            + ops.sqrt(step_size * (2.0 * per_size * step.noise_scale**2)) * noises[0]
+            - ratio * ops.sign(displacement) / scale
+            + spread * noises[0]
         )
         return new_displacement, {
             "log_scale": ops.maximum(new_log_scale, _SMALLEST_LOG_SCALE)

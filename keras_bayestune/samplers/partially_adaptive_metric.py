@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bayestune.samplers.metric import ScalarMetric
+from keras_bayestune.samplers.metric import ScalarMetric, check_positive
 
 # A weight of fewer scalars keeps the mean square of each of them.
 SMALLEST_FACTORED = 1 << 14
@@ -63,12 +63,8 @@ class PartiallyAdaptiveMetric(ScalarMetric):
                 "step size for all, 0.5 is that of RMSprop. "
                 f"Received: exponent={exponent!r}."
             )
-        if isinstance(floor, str) or not 0.0 < floor < float("inf"):
-            raise ValueError(
-                "`floor` of PartiallyAdaptiveMetric must be a finite number above 0. "
-                f"Received: floor={floor!r}."
-            )
-        self.exponent, self.floor = float(exponent), float(floor)
+        self.exponent = float(exponent)
+        self.floor = check_positive("floor", floor, "PartiallyAdaptiveMetric")
 
     def is_factored(self, shape: tuple[int, ...]) -> bool:
         """Whether rows and columns stand for the scalars of a weight."""

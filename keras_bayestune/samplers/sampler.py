@@ -123,16 +123,9 @@ def guarded_size(step: Step) -> Tensor:
     return ops.maximum(step.effective_size, 1e-30)
 
 
-def inverse_size(step: Step) -> Tensor:
-    """1/N; 0 in warm-up, where neither prior nor noise acts."""
-    return ops.where(step.active, 1.0 / guarded_size(step), 0.0)
-
-
-def check_step_size(name: str, value: float, sampler: str) -> float:
-    """Return `value` if it is a number above 0."""
-    if isinstance(value, str) or not 0.0 < value < float("inf"):
-        raise ValueError(
-            f"`{name}` of {sampler} must be a finite number above 0. "
-            f"Received: {name}={value!r}."
-        )
-    return float(value)
+def pull_and_spread(step: Step, step_size: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `h/N` and `gamma sqrt(2 h/N)`; 0 in warm-up: neither prior nor noise."""
+    # Numbers go together first: step_size may be an array, each product a pass.
+    inverse_size = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
+    spread = ops.sqrt(step_size * (2.0 * inverse_size * step.noise_scale**2))
+    return step_size * inverse_size, spread

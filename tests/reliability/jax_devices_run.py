@@ -204,7 +204,7 @@ def largest_sent(text):
     return max((math.prod(map(int, re.findall(r"\d+", s))) for s in shapes), default=0)
 
 
-def sent(axes, stage, **arguments):
+def sent(axes, stage, metric=None):
     """Most scalars of an array that one update of one weight sends around."""
     mesh = keras.distribution.DeviceMesh((2, 4), ["batch", "model"], DEVICES)
     layouts = keras.distribution.LayoutMap(mesh)
@@ -217,8 +217,9 @@ def sent(axes, stage, **arguments):
     values = np.random.default_rng(0).normal(size=shape).astype("float32")
     variable = keras.Variable(values, name="w")
     if stage == 1:
+        sampler = kbt.samplers.Collapsed(metric)
         optimizer = kbt.BayesTuneSGLD(
-            1e-3, warmup_steps=1, burn_in_steps=1, thinning=1, **arguments
+            1e-3, warmup_steps=1, burn_in_steps=1, thinning=1, sampler=sampler
         )
     else:
         mask = kbt.SparseMask.from_scores({"w": values}, fraction=0.01)
@@ -241,6 +242,7 @@ def sent(axes, stage, **arguments):
     return {
         "axes": axes,
         "stage": stage,
+        "metric": type(metric).__name__,
         "sent": largest_sent(compiled.as_text()),
         "scalars": math.prod(shape),
         "lines": sum(shape),
@@ -263,6 +265,5 @@ programs = [
     for stage in (1, 2)
     for axes in (("model", None), (None, "model"), ("batch", "model"))
 ]
-scalar = kbt.samplers.Collapsed(kbt.samplers.ScalarMetric())
-programs.append({**sent(("batch", "model"), 1, sampler=scalar), "lines": 1})
+programs.append(sent(("batch", "model"), 1, kbt.samplers.ScalarMetric()))
 print(json.dumps([runs, programs]))

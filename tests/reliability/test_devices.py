@@ -114,7 +114,10 @@ def test_no_weight_is_gathered(found):
             f"{program['sent']} scalars, {program['selected']} selected, holds "
             f"{program['temporary_bytes']} bytes meanwhile"
         )
-        most = "lines" if stage == 1 else "selected"  # mean squares, or one of all
-        assert program["sent"] == program[most]
+        if stage == 2:
+            most = program["selected"]
+        else:  # mean squares of the gradient: one, or those of rows and columns
+            most = 1 if program["metric"] == "ScalarMetric" else program["lines"]
+        assert program["sent"] == most
         # A gathered weight would take 4 bytes per scalar on each device.
         assert program["temporary_bytes"] < 4 * scalars / 2

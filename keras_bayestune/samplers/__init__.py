@@ -1,6 +1,6 @@
 """The rules by which stage 1 moves the weights and scores their scales."""
 
-from keras_bayestune.samplers.adam import adam_change
+from keras_bayestune.samplers.adam import adam_change, bias_correction
 from keras_bayestune.samplers.authors import Authors
 from keras_bayestune.samplers.collapsed import Collapsed, shrink_factor
 from keras_bayestune.samplers.joint_langevin import JointLangevin
@@ -29,5 +29,6 @@ __all__ = [
     "Step",
     "TensorMetric",
     "adam_change",
+    "bias_correction",
     "shrink_factor",
 ]

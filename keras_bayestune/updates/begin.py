@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
-from keras_bayestune.samplers import DECAY, Sampler, Step
+from keras_bayestune.samplers import DECAY, Sampler, Step, bias_correction
 from keras_bayestune.updates.rows_and_columns import RowsAndColumns
 
 Tensor = Any  # a backend tensor
@@ -78,11 +78,11 @@ def begin_step(
     mean_square = ops.where(
         finite, DECAY * chain.mean_square + (1.0 - DECAY) * pooled, chain.mean_square
     )
-    corrected = mean_square / _bias_correction(count)
+    corrected = mean_square / bias_correction(DECAY, ops.maximum(count, 1))
     step_size = sampler.metric.step_size(learning_rate, corrected)
     last = max(schedule.burn_in_steps, 1)
     adapting = count <= last
-    bias_correction = _bias_correction(ops.minimum(count, last))
+    of_squares = bias_correction(DECAY, ops.clip(count, 1, last))
     squares = factors = None
     if factored is not None:
         lines, current = factored
@@ -92,7 +92,7 @@ def begin_step(
             DECAY * chain.squares + (1.0 - DECAY) * current,
             chain.squares,
         )
-        relative = lines.relative(squares / bias_correction, corrected[0])
+        relative = lines.relative(squares / of_squares, corrected[0])
         factors = sampler.metric.factor(relative)
 
     first_active = sampler.first_active_step(schedule.warmup_steps)
@@ -113,7 +113,7 @@ def begin_step(
         step_size=step_size,
         mean_square=corrected,
         adapting=adapting,
-        bias_correction=bias_correction,
+        bias_correction=of_squares,
         factors=factors,
         effective_size=effective_size,
         noise_scale=ops.convert_to_tensor(schedule.noise_scale, dtype="float32"),
@@ -134,8 +134,3 @@ def begin_step(
         squares=squares,
     )
     return step, after
-
-
-def _bias_correction(count: Tensor) -> Tensor:
-    """`1 - 0.999^t`, by which a running mean that began at 0 is too small."""
-    return 1.0 - ops.power(DECAY, ops.cast(ops.maximum(count, 1), "float32"))

@@ -52,10 +52,10 @@ def test_authors_mode_reproduces_the_recorded_trajectory(name, shared_dir):
         optimizer.apply([ops.convert_to_tensor(g) for g in gradients], variables)
         for i, variable in enumerate(variables):
             expected = recorded[f"theta_{i}"][t]
-            assert np.abs(ops.convert_to_numpy(variable) - expected).max() <= 2e-5
+            assert np.abs(ops.convert_to_numpy(variable) - expected).max() <= 1e-6
             if t >= config["warmup"]:
                 means[i] = means[i] + recorded[f"scale_{i}"][t]
     assert optimizer.num_samples == config["steps"] - config["warmup"]
     for i, mean in enumerate(optimizer.posterior_scales().values()):
         expected = means[i] / optimizer.num_samples
-        assert np.abs(mean - expected).max() <= 2e-5
+        assert np.abs(mean - expected).max() <= 5e-6

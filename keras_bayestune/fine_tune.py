@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.task_head import task_head_paths
 from keras_bayestune.deltas import SparseDelta
@@ -17,7 +18,6 @@ from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer
 from keras_bayestune.priors import is_marked
 from keras_bayestune.selectors import Random, ScaleSelector, Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments
-from keras_bayestune.selectors.steps import check_steps
 
 THINNING = 5  # updates of stage 1 from one sample to the next
 
@@ -121,7 +121,8 @@ def fine_tune(
     """
     if fraction is None and threshold is None:
         fraction = 0.005
-    check_steps("epochs", epochs)
+    epochs = check_integer("epochs", epochs, 1)
+    seed = check_seed(seed)
     if isinstance(train, Iterator):
         raise ValueError(
             "`train` is read in both stages, and an iterator such as a "
@@ -223,7 +224,7 @@ def _default_selector(
     train: Any, batch_size: int | None, selection_epochs: int | None, seed: int | None
 ) -> ScaleSelector:
     epochs = 3 if selection_epochs is None else selection_epochs
-    check_steps("selection_epochs", epochs)
+    epochs = check_integer("selection_epochs", epochs, 1)
     fit_arguments(train, batch_size)
     batches = batches_per_epoch(train, batch_size)
     if batches is None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.selection import Ranking, Scores, fraction_of
 
 # A sparse mask takes at most half; below 1e-5 single scalars shape the curve.
@@ -87,6 +88,7 @@ def find_knees(
         0.01
     """
     ranking = scores if isinstance(scores, Ranking) else Ranking(scores)
+    points = check_integer("points", points, 3)
     proportions, values = sorted_curve(ranking, points, _SMALLEST, _LARGEST)
     proportions, values = proportions[values > 0], values[values > 0]
     if len(values) < 3 or values[0] == values[-1]:

@@ -24,6 +24,7 @@ LAYERS = {
     "masks": 0,
     "selection": 0,
     "knee": 0,
+    "arguments": 0,
     "paths": 0,
     "files": 0,
     "_version": 0,

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.optimizers import BayesTuneSGLD
 from keras_bayestune.optimizers.arguments import check_inner
 
@@ -65,10 +66,8 @@ class Plan:
                 f"sampling_steps={self.sampling_steps}."
             )
         for name, value in ends.items():
-            if value is not None and not (_number(value) >= 1 and value == int(value)):
-                raise ValueError(
-                    f"`{name}` must be an integer >= 1. Received: {name}={value!r}."
-                )
+            if value is not None:
+                check_integer(name, value, 1)
 
     def check_fit(
         self, optimizer: BayesTuneSGLD, epochs: int, steps: int | None

@@ -6,9 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.masks import SparseMask
-from keras_bayestune.selectors.steps import check_steps
 
 
 class PosteriorDraws(keras.callbacks.Callback):
@@ -66,14 +66,11 @@ class PosteriorDraws(keras.callbacks.Callback):
                 "`mask` of PosteriorDraws must be a SparseMask. Received: "
                 f"{type(mask).__name__}."
             )
-        if burn_in_steps != 0:
-            check_steps("burn_in_steps", burn_in_steps)
-        check_steps("thinning", thinning)
         self.mask = mask
         # Copies: on JAX the arrays behind variables are given away to the next step.
         self.base = {path: np.array(value) for path, value in base.items()}
-        self.burn_in_steps = burn_in_steps
-        self.thinning = thinning
+        self.burn_in_steps = check_integer("burn_in_steps", burn_in_steps, 0)
+        self.thinning = check_integer("thinning", thinning, 1)
         self.deltas: list[SparseDelta] = []
         self._batches = self._previous = 0
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.callbacks.backup import Backup
 from keras_bayestune.callbacks.carried_state import Carried, Position, carried_state
 from keras_bayestune.callbacks.compact_training import CompactTraining
@@ -23,7 +24,6 @@ from keras_bayestune.callbacks.switching import switch_optimizer
 from keras_bayestune.callbacks.task_head import task_head_paths, without_prior_on
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
-from keras_bayestune.optimizers.arguments import check_integer
 from keras_bayestune.priors import is_marked
 from keras_bayestune.updates.replicas import strategy_scope
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.deltas import displacements
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.variable import VariableDelta, checksum
@@ -42,6 +43,7 @@ def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
     """
     if not 0.0 <= drop_rate < 1.0:
         raise ValueError(f"`drop_rate` must be in [0, 1). Received: {drop_rate}.")
+    seed = check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     variables = {
         path: stored
@@ -50,7 +52,7 @@ def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
         for path, stored in delta.variables.items()
     }
     metadata = displacements.provenance(
-        [delta.metadata], rule="dare", drop_rate=float(drop_rate), seed=int(seed)
+        [delta.metadata], rule="dare", drop_rate=float(drop_rate), seed=seed
     )
     return SparseDelta(variables, metadata)
 

@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from keras_bayestune.arguments import check_integer
+
 
 def negative_log_likelihood(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike
@@ -69,8 +71,7 @@ def expected_calibration_error(
         >>> expected_calibration_error(probabilities, [0, 0, 0, 1])
         0.0
     """
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"`bins` must be an integer >= 1. Received: bins={bins!r}.")
+    bins = check_integer("bins", bins, 1)
     p, y = _checked(probabilities, labels)
     confidence = p.max(axis=1)
     right = p.argmax(axis=1) == y

@@ -30,17 +30,6 @@ def check_noise_scale(value: float) -> float:
     return float(value)
 
 
-def check_integer(name: str, value: int, smallest: int, below: int = 2**31) -> int:
-    """Return an integer in [smallest, below)."""
-    whole = not isinstance(value, bool) and isinstance(value, int | float)
-    if not (whole and value == int(value) and smallest <= value < below):
-        raise ValueError(
-            f"`{name}` must be an integer in [{smallest}, {below}). "
-            f"Received: {name}={value!r}."
-        )
-    return int(value)
-
-
 def check_burn_in(burn_in_steps: int, warmup_steps: int) -> None:
     """Raise unless burn-in ends no earlier than warm-up."""
     if burn_in_steps < warmup_steps:

@@ -3,7 +3,6 @@
 
 import functools
 import math
-import random
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.arguments import check_integer, check_seed, draw_seed
 from keras_bayestune.optimizers.arguments import (
     check_burn_in,
     check_effective_size,
-    check_integer,
     check_noise_scale,
     check_type,
 )
@@ -96,7 +95,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         thinning: Updates from one sample to the next, >= 1.
         exclude: Regular expressions; a variable whose path one of them matches
             (`re.search`) carries no prior.
-        seed: Int in [0, 2**31), or `None` for a random one. One seed repeats a run.
+        seed: Int in [0, 2**31); one seed repeats a run. `None` draws one, as Keras
+            does: `keras.utils.set_random_seed` repeats the run then.
         second_moment: Whether to keep the running mean of the squared scale as well.
         **base: Keyword arguments of `keras.optimizers.Optimizer`. Without any
             clipping argument `global_clipnorm=1.0` is used.
@@ -152,12 +152,13 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         check_burn_in(self.burn_in_steps, self.warmup_steps)
         self.thinning = check_integer("thinning", thinning, 1)
         self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-        self.seed = None if seed is None else check_integer("seed", seed, 0)
+        self.seed = check_seed(seed)
         self.second_moment = bool(second_moment)
         # Of the model's non-trainable float variables, in its order: whoever starts
         # the chain puts them here, so that they are saved with it.
         self.non_trainable_anchors: list[np.ndarray] = []
         self.run = RunState()
+        self._has_warned = False
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the state for `variables`; their values become the anchors."""
@@ -176,9 +177,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self._prior_index = {
             i: n for n, i in enumerate(i for i, p in enumerate(priors) if p)
         }
-        seed = (
-            random.SystemRandom().randrange(2**31) if self.seed is None else self.seed
-        )
+        seed = draw_seed() if self.seed is None else self.seed
         size = self.effective_size if self.effective_size != "auto" else 0.0
         self._chain = Chain(
             count=self._add_scalar("update_count", 0, "int32"),
@@ -482,19 +481,29 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 state.anchor.assign(ops.copy(variable))
 
     def warn_if_noise_dominates(self) -> None:
-        """Warn if the noise of one update is not small beside the weights' spread."""
+        """Warn, once, if an update's noise is not small beside the weights' spread."""
+        if self._has_warned:
+            return
         noise = float(self._noise_per_step.numpy())
         spread = pooled_spread([state.anchor for state in self._under_prior()])
-        if spread > 0.0 and noise > LARGEST_NOISE * spread:
-            warnings.warn(
-                f"The noise of one update, {noise:.2g}, is {noise / spread:.0%} of the "
-                f"spread of the pre-trained weights, {spread:.2g}: the model is being "
-                "destroyed and the mask will be random. Lower learning_rate "
-                f"(now {float(ops.convert_to_numpy(self.learning_rate)):.2g}) or raise "
-                f"effective_size (now {self.current_effective_size():.2g}); "
-                'effective_size="auto" measures one that fits the gradients.',
-                stacklevel=2,
+        if spread == 0.0 or noise <= LARGEST_NOISE * spread:
+            return
+        self._has_warned = True
+        rate = float(ops.convert_to_numpy(self.learning_rate))
+        cure = f"Lower learning_rate (now {rate:.2g})"
+        if self.effective_size != "auto":
+            cure += (
+                f" or raise effective_size (now {self.effective_size:.2g}); "
+                'effective_size="auto" measures one that fits the gradients'
             )
+        elif self.noise_scale > self.sampler.auto_noise_scale:
+            cure += f" or noise_scale (now {self.noise_scale:.2g})"
+        warnings.warn(
+            f"The noise of one update, {noise:.2g}, is {noise / spread:.0%} of the "
+            f"spread of the pre-trained weights, {spread:.2g}: the model is being "
+            f"destroyed and the mask will be random. {cure}.",
+            stacklevel=2,
+        )
 
     def load_own_variables(self, store: Any) -> None:
         """Load saved state; a state of another optimizer or model is an error."""

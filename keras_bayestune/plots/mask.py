@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.plots.axes import new_axes, percent
 
@@ -72,8 +73,7 @@ def mask_shares(mask: SparseMask, most_layers: int = _MOST_LAYERS) -> MaskShares
             f"`mask` must be a SparseMask. Received: {type(mask).__name__}. Build one "
             "with `SparseMask.from_scores`."
         )
-    if most_layers < 1:
-        raise ValueError(f"`most_layers` must be at least 1. Received: {most_layers}.")
+    most_layers = check_integer("most_layers", most_layers, 1)
     parts = {path: tuple(path.split("/")) for path in mask.shapes}
     shared = _shared_length([part[:-1] for part in parts.values()])
     owners = {path: part[shared:-1] for path, part in parts.items()}

@@ -54,10 +54,8 @@ class Movement(Selector):
                 "`optimizer` of Movement must be a Keras optimizer such as "
                 f"keras.optimizers.Adam(1e-4). Received: {optimizer!r}."
             )
-        check_duration(epochs, steps)
+        self.epochs, self.steps = check_duration(epochs, steps)
         self.optimizer = optimizer
-        self.epochs = epochs
-        self.steps = steps
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training

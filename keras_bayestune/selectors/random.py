@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.noise import random_words
 from keras_bayestune.selectors.selector import Selector
 from keras_bayestune.selectors.training import Training
@@ -36,11 +37,7 @@ class Random(Selector):
     """
 
     def __init__(self, seed: int = 0):
-        if not (isinstance(seed, int) and 0 <= seed < 2**31):
-            raise ValueError(
-                f"`seed` must be an integer in [0, 2**31). Received: seed={seed!r}."
-            )
-        self.seed = seed
+        self.seed = check_integer("seed", seed, 0)
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training

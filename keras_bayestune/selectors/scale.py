@@ -73,10 +73,8 @@ class ScaleSelector(Selector):
                 f"{optimizer!r}. For the movement under another optimizer, take the "
                 "Movement selector."
             )
-        check_duration(epochs, steps)
+        self.epochs, self.steps = check_duration(epochs, steps)
         self.optimizer = optimizer
-        self.epochs = epochs
-        self.steps = steps
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training

@@ -1,21 +1,21 @@
 """How long a selector runs: checks of its arguments."""
 
+from typing import Any
 
-def check_steps(name: str, value: int | None) -> int | None:
+from keras_bayestune.arguments import check_integer
+
+
+def check_steps(name: str, value: Any) -> int | None:
     """Return `None` or an integer of at least 1."""
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`{name}` must be an integer >= 1 or None. Received: {name}={value!r}."
-        )
-    return value
+    return None if value is None else check_integer(name, value, 1)
 
 
-def check_duration(epochs: int | None, steps: int | None) -> None:
-    """Raise unless exactly one of the two is given, and at least 1."""
-    if (check_steps("epochs", epochs) is None) == (check_steps("steps", steps) is None):
+def check_duration(epochs: Any, steps: Any) -> tuple[int | None, int | None]:
+    """Return both, if exactly one of the two is given, and at least 1."""
+    epochs, steps = check_steps("epochs", epochs), check_steps("steps", steps)
+    if (epochs is None) == (steps is None):
         raise ValueError(
             "Give either `epochs` or `steps`, which say how long to train. Received: "
             f"epochs={epochs}, steps={steps}."
         )
+    return epochs, steps

@@ -12,6 +12,15 @@ from keras_bayestune.samplers import ScalarMetric
 STEP = 0.01  # size of the noise of one update below
 
 
+def test_keras_seed_repeats_a_run_without_a_seed():
+    draws = []
+    for seed in (0, 0, 1):
+        keras.utils.set_random_seed(seed)
+        draws.append(noise_of_updates(seed=None))
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert correlations(np.stack(draws[1:])) < 0.5
+
+
 def noise_of_updates(updates=3, variables=2, seed=7, noise=None, skip=()):
     """Noise of each update and variable: the displacement from the anchor by it."""
     optimizer = BayesTuneSGLD(
@@ -112,9 +121,27 @@ def test_warns_when_noise_dominates_the_weights():
         r"2e\+04\)"
     )
     with pytest.warns(UserWarning, match=message):
-        optimizer.warn_if_noise_dominates()
-    with pytest.warns(UserWarning, match=message):
         optimizer.posterior_scales()
+    optimizer.posterior_scales()  # once: a second warning would be an error
+    optimizer.warn_if_noise_dominates()
+
+
+@pytest.mark.parametrize(
+    ("noise_scale", "cure"),
+    [
+        (None, r"Lower learning_rate \(now 10\)\.$"),
+        (1.0, r"or noise_scale \(now 1\)\.$"),
+    ],
+)
+def test_the_cure_fits_an_effective_size_that_was_measured(noise_scale, cure):
+    optimizer = BayesTuneSGLD(
+        10.0, noise_scale=noise_scale, warmup_steps=1, burn_in_steps=1, seed=0
+    )
+    weight = keras.Variable(np.arange(8, dtype="float32"), name="w")
+    for _ in range(2):
+        optimizer.apply([ops.ones(8)], [weight])
+    with pytest.warns(UserWarning, match=cure):
+        optimizer.warn_if_noise_dominates()
 
 
 def test_does_not_warn_when_noise_is_small():

@@ -77,5 +77,5 @@ def _named_input(model):
 
 @pytest.mark.parametrize("steps", [0, 2.5])
 def test_steps_are_checked(steps):
-    with pytest.raises(ValueError, match="`steps` must be an integer >= 1 or None"):
+    with pytest.raises(ValueError, match="`steps` must be an integer >= 1"):
         Fisher(steps=steps)

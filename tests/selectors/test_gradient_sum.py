@@ -250,5 +250,5 @@ def test_a_variable_that_the_loss_does_not_see_scores_nothing():
 
 @pytest.mark.parametrize("steps", [0, -1, 1.0, True, "3"])
 def test_steps_are_checked(steps):
-    with pytest.raises(ValueError, match="`steps` must be an integer >= 1 or None"):
+    with pytest.raises(ValueError, match="`steps` must be an integer >= 1"):
         GradientSum(steps=steps)

@@ -43,7 +43,7 @@ def test_scores_do_not_depend_on_what_is_excluded():
 
 @pytest.mark.parametrize("seed", [-1, 2**31, 1.0, None])
 def test_the_seed_is_checked(seed):
-    with pytest.raises(ValueError, match="`seed` must be an integer in"):
+    with pytest.raises(ValueError, match="`seed` must be an integer >= 0"):
         Random(seed=seed)
 
 

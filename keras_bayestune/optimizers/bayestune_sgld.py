@@ -20,8 +20,10 @@ from keras_bayestune.optimizers.arguments import (
 )
 from keras_bayestune.optimizers.state import (
     RunState,
-    check_saved_state,
+    checked_state,
+    is_foreign,
     save_non_trainable,
+    save_owner,
     split_non_trainable,
 )
 from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
@@ -47,6 +49,7 @@ from keras_bayestune.updates.sampled import (
 
 Tensor = Any  # a backend tensor
 
+_OWNER = "BayesTuneSGLD"  # of a saved state
 _CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
 LARGEST_NOISE = 0.05  # of the weights' own spread, per update
 
@@ -506,19 +509,22 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         )
 
     def load_own_variables(self, store: Any) -> None:
-        """Load saved state; a state of another optimizer or model is an error."""
+        """Load saved state; that of another model or other arguments is an error.
+
+        A state of another kind of optimizer is left alone with Keras's warning.
+        """
         own, run = self.run.split(store)
-        if self.run.keeps_stage_two(own, run):
+        if is_foreign(own, self) or self.run.keeps_stage_two(own, run):
             return
         own, anchors = split_non_trainable(own)
-        check_saved_state(own, self.variables, "BayesTuneSGLD")
-        super().load_own_variables(own)
+        super().load_own_variables(checked_state(own, self.variables, _OWNER))
         self.non_trainable_anchors = anchors
         self.run.loaded = run
 
     def save_own_variables(self, store: Any) -> None:
         """Save the state, the anchors of non-trainable variables included."""
         super().save_own_variables(store)
+        save_owner(store, _OWNER)
         save_non_trainable(store, self.non_trainable_anchors)
         self.run.save(store)
 

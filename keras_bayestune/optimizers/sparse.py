@@ -1,6 +1,7 @@
 # Over 300 lines: one optimizer; a third of it is docstrings and delegation.
 """Stage 2: any Keras optimizer, on the selected scalars only."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,12 @@ from keras import ops
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers.arguments import check_inner
-from keras_bayestune.optimizers.state import RunState, check_saved_state
+from keras_bayestune.optimizers.state import (
+    RunState,
+    checked_state,
+    is_foreign,
+    save_owner,
+)
 from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
@@ -79,9 +85,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self.inner = inner
         self.mask = mask
         self.run = RunState()
+        self._owner = "SparseOptimizer"  # of a saved state; after build with the mask
         # Index of a probe, which receives the gradient of the selected scalars of a
         # variable in that variable's place -> index of the variable.
         self._probed: dict[int, int] = {}
+
+    def __dir__(self) -> list[str]:
+        """Hide the inner optimizer from Keras's files: `variables` has its state."""
+        return [name for name in super().__dir__() if name != "inner"]
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the vectors of selected scalars and the inner optimizer's state."""
@@ -89,6 +100,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         matched = self.mask.match(variables)
+        self._owner = (
+            f"SparseOptimizer {_digest([matched.get(v.path, ()) for v in variables])}"
+        )
         super().build(variables)
         self._skipped = self.add_variable(
             shape=(),
@@ -323,15 +337,20 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         return self.inner.iterations
 
     def load_own_variables(self, store: Any) -> None:
-        """Load saved state; a state of another optimizer or mask is an error."""
+        """Load saved state; that of another mask or inner optimizer is an error.
+
+        A state of another kind of optimizer is left alone with Keras's warning.
+        """
         own, run = self.run.split(store)
-        check_saved_state(own, self.variables, "SparseOptimizer")
-        super().load_own_variables(own)
+        if is_foreign(own, self):
+            return
+        super().load_own_variables(checked_state(own, self.variables, self._owner))
         self.run.loaded = run
 
     def save_own_variables(self, store: Any) -> None:
         """Save the state, and that of the run."""
         super().save_own_variables(store)
+        save_owner(store, self._owner)
         self.run.save(store)
 
     def get_config(self) -> dict[str, Any]:
@@ -354,3 +373,12 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 config[name], custom_objects=custom_objects
             )
         return cls(**config)
+
+
+def _digest(indices: Sequence[Any]) -> str:
+    """Return what tells the selected scalars of one mask from those of another."""
+    digest = hashlib.sha256()
+    for found in indices:
+        digest.update(f"{len(found)} ".encode())
+        digest.update(np.asarray(found, "int64").tobytes())
+    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Saved optimizer state, checked before it is loaded."""
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 _STATISTIC = "non_trainable_"  # key of the anchors that are no optimizer variables
+_OWNER = "owner"  # key of what only our optimizers save: which one, of which mask
 _RUN = "run_"  # of the state of the run
 _DOCUMENT = "run_document"  # its document, JSON as uint8
 
@@ -108,29 +110,58 @@ class RunState:
         return True
 
 
-def check_saved_state(
-    store: Mapping[str, Any], variables: Sequence[keras.Variable], optimizer: str
-) -> None:
-    """Raise a ValueError if `store` does not hold the state of `variables`.
+def save_owner(store: Any, owner: str) -> None:
+    """Say in a saved optimizer state whose it is."""
+    store[_OWNER] = np.frombuffer(owner.encode(), "uint8")
+
+
+def is_foreign(store: Mapping[str, Any], optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether another kind of optimizer saved `store`; if so, warn.
+
+    A file of pre-trained weights often has the state of the optimizer that they were
+    trained with. Keras's optimizers leave such a state alone with this warning.
+    """
+    if _OWNER in store:
+        return False
+    warnings.warn(
+        f"Skipping variable loading for optimizer '{optimizer.name}', because it is a "
+        f"{type(optimizer).__name__} with {len(optimizer.variables)} variables whereas "
+        f"the saved optimizer is of another kind and has {len(store)} variables.",
+        stacklevel=3,
+    )
+    return True
+
+
+def checked_state(
+    store: Mapping[str, Any], variables: Sequence[keras.Variable], owner: str
+) -> dict[str, Any]:
+    """Return the state of `variables`, or raise a ValueError if it is another's.
 
     Keras saves optimizer state by position and only warns when the number differs;
     training would then go on from an empty state.
     """
+    store = dict(store)
+    saved_owner = np.array(store.pop(_OWNER)).tobytes().decode(errors="replace")
     shapes = [tuple(variable.shape) for variable in variables]
     saved = [tuple(store[key].shape) for key in sorted(store.keys(), key=int)]
-    if saved == shapes:
-        return
+    name = owner.split()[0]
     if len(saved) != len(shapes):
         difference = f"{len(saved)} variables instead of {len(shapes)}"
-    else:
+    elif saved != shapes:
         shape, wanted, variable = next(
             triple
             for triple in zip(saved, shapes, variables, strict=True)
             if triple[0] != triple[1]
         )
         difference = f"shape {shape} instead of {wanted} for {variable.path}"
+    elif saved_owner.split()[:1] != [name]:
+        difference = f"the state of another kind, {saved_owner[:40]!r}"
+    elif saved_owner != owner:
+        difference = "the scalars of another mask"
+    else:
+        return store
     raise ValueError(
-        f"The saved state does not belong to this {optimizer}: it has {difference}. "
+        f"The saved state does not belong to this {name}: it has {difference}. "
         "It was saved with another model or with other arguments of the optimizer. "
         "Build model and optimizer as they were when the state was saved."
     )

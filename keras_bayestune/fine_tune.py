@@ -11,13 +11,13 @@ from keras import ops
 
 from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
-from keras_bayestune.callbacks.task_head import task_head_paths
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer
 from keras_bayestune.priors import is_marked
 from keras_bayestune.selectors import Random, ScaleSelector, Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments
+from keras_bayestune.tasks import task_head_paths
 
 THINNING = 5  # updates of stage 1 from one sample to the next
 

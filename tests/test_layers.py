@@ -26,6 +26,7 @@ LAYERS = {
     "knee": 0,
     "arguments": 0,
     "paths": 0,
+    "tasks": 0,
     "files": 0,
     "_version": 0,
 }

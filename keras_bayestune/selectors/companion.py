@@ -1,15 +1,12 @@
 """A model beside a model: the same layers, compiled by itself."""
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 
-
-def is_task(model: keras.Model) -> bool:
-    """Return whether `model` is a KerasHub task, whose `fit` preprocesses."""
-    keras_hub = sys.modules.get("keras_hub")  # without it the model cannot be a Task
-    return keras_hub is not None and isinstance(model, keras_hub.models.Task)
+from keras_bayestune.tasks import is_task, task_class
 
 
 def companion(
@@ -17,9 +14,13 @@ def companion(
 ) -> keras.Model:
     """Return a model that calls `model`, shares its weights and is not compiled yet.
 
+    Its loss is the one that `model` trains with: `compute_loss` of a subclass, the
+    losses that layers add, regularisers, loss weights.
+
     Args:
         model: The model; what it is compiled with stays untouched.
-        loss: `None` to compute the loss as `model` does.
+        loss: What the companion is going to be compiled with in place of the model's
+            own loss; `None` for the model's own.
         training: Whether layers behave as in training.
         preprocessed: Whether the data went through a KerasHub task's preprocessor.
 
@@ -40,7 +41,7 @@ def companion(
     base: Any = keras.Model
     arguments: dict[str, Any] = {"autocast": False}
     if is_task(model) and not preprocessed:
-        base = sys.modules["keras_hub"].models.Task
+        base = task_class()
         # Functional, as every task: one that is not would change the class for all.
         arguments = {"inputs": model.input, "outputs": model.output, "compile": False}
 
@@ -60,9 +61,14 @@ def companion(
         def compute_loss(
             self, x=None, y=None, y_pred=None, sample_weight=None, training=True
         ):
-            if loss is None:
-                return model.compute_loss(x, y, y_pred, sample_weight)
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
+            lent = {}
+            if loss is not None:
+                lent["_compile_loss"] = self._compile_loss
+            if self._losses_override:
+                # On JAX, what layers added: only the model that was called knows.
+                lent["_losses_override"] = self._losses_override
+            with _lent(model, lent):
+                return model._compute_loss(x, y, y_pred, sample_weight, training)
 
         def preprocess_samples(self, x, y=None, sample_weight=None):
             return model.preprocess_samples(x, y, sample_weight)
@@ -72,3 +78,16 @@ def companion(
             return model(inputs)
 
     return TrainingCompanion() if training else Companion()
+
+
+@contextmanager
+def _lent(model: keras.Model, attributes: dict[str, Any]) -> Iterator[None]:
+    """Set private attributes of Keras's trainer (3.15) for a while."""
+    own = {name: getattr(model, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        yield
+    finally:
+        for name, value in own.items():
+            setattr(model, name, value)

@@ -11,7 +11,9 @@ from keras import ops
 
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
+from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.selectors.training import Training
+from keras_bayestune.updates.replicas import strategy_scope
 
 
 class Selector(abc.ABC):
@@ -44,7 +46,10 @@ class Selector(abc.ABC):
         loss: Any = None,
         *,
         batch_size: int | None = None,
+        class_weight: Mapping[int, float] | None = None,
+        steps_per_epoch: int | None = None,
         exclude: Sequence[str] = (),
+        callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: str | int = 0,
     ) -> dict[str, np.ndarray]:
         """Return `{variable path: score of each scalar}`, float32, >= 0 or of any sign.
@@ -59,11 +64,16 @@ class Selector(abc.ABC):
             data: What `fit` takes as `validation_data`: a tuple of arrays `(x, y)` or
                 `(x, y, sample_weight)`, or a data set of batches. Rules that look at
                 the weights only need none.
-            loss: A Keras loss; `None` for what the model is compiled with, its own
-                `compute_loss` included.
+            loss: A Keras loss; `None` for what the model is compiled with. The loss
+                is the one that `fit` would train with: with the model's own
+                `compute_loss`, the losses that layers add, and regularisers.
             batch_size: Rows of a batch, 32 if `None`; for arrays only.
+            class_weight: As in `fit`.
+            steps_per_epoch: Batches in one pass over the data; `None` for all.
             exclude: Regular expressions; a variable whose path one of them matches
                 (`re.search`) gets no score.
+            callbacks: Keras callbacks for the passes over the data, such as a
+                `keras.callbacks.History`. Their `model` shares the weights.
             verbose: As in `fit`.
 
         Raises:
@@ -73,8 +83,18 @@ class Selector(abc.ABC):
                 no variable is left.
         """
         variables = scored_variables(model, exclude)
-        training = Training(model, data, loss, batch_size, verbose)
-        with weights_restored(model):
+        check_steps("steps_per_epoch", steps_per_epoch)
+        training = Training(
+            model,
+            data,
+            loss,
+            batch_size,
+            class_weight,
+            steps_per_epoch,
+            callbacks,
+            verbose,
+        )
+        with strategy_scope(model), weights_restored(model):
             found = self.compute(variables, training)
         return {path: np.asarray(array, "float32") for path, array in found.items()}
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from keras_bayestune.selectors.batches import (
     fit_arguments,
     single_examples,
 )
-from keras_bayestune.selectors.companion import companion, is_task
+from keras_bayestune.selectors.companion import companion
+from keras_bayestune.tasks import is_task
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Training:
     data: Any
     loss: Any
     batch_size: int | None
+    class_weight: Mapping[int, float] | None
+    steps_per_epoch: int | None
+    callbacks: Sequence[keras.callbacks.Callback]
     verbose: str | int
 
     def train(
@@ -37,7 +42,7 @@ class Training:
         self._fit(
             companion(self.model, self.loss, training=True),
             optimizer,
-            fit_arguments(self.data, self.batch_size),
+            {**self._fit_arguments(), "steps_per_epoch": self.steps_per_epoch},
             epochs=epochs,
             steps=steps,
         )
@@ -57,13 +62,20 @@ class Training:
         Returns:
             The number of batches, at most `steps`.
         """
-        arguments = {**fit_arguments(self.data, self.batch_size), "shuffle": False}
+        arguments = {**self._fit_arguments(), "shuffle": False}
+        batches = self.steps_per_epoch
         one_by_one = per_example and not isinstance(self.data, tuple)
         if one_by_one:
             preprocess = self.model.preprocess_samples if is_task(self.model) else None
-            arguments["x"] = single_examples(self.data, preprocess)
+            arguments["x"] = single_examples(
+                self.data, preprocess, arguments.pop("class_weight"), batches
+            )
         elif per_example:
             arguments["batch_size"] = 1
+            if batches is not None:
+                arguments["steps_per_epoch"] = batches * (self.batch_size or 32)
+        else:
+            arguments["steps_per_epoch"] = batches
         return self._fit(
             companion(self.model, self.loss, training=False, preprocessed=one_by_one),
             optimizer,
@@ -75,7 +87,11 @@ class Training:
     @property
     def batches_per_epoch(self) -> int | None:
         """Number of batches in one pass; `None` if the data do not say."""
-        return batches_per_epoch(self.data, self.batch_size)
+        return self.steps_per_epoch or batches_per_epoch(self.data, self.batch_size)
+
+    def _fit_arguments(self) -> dict[str, Any]:
+        arguments = fit_arguments(self.data, self.batch_size)
+        return {**arguments, "class_weight": self.class_weight}
 
     def _fit(
         self,
@@ -99,7 +115,10 @@ class Training:
             # Keras says so after one pass over data whose length it does not know.
             warnings.filterwarnings("ignore", "Your input ran out of data")
             beside.fit(
-                **arguments, epochs=epochs, callbacks=[limit], verbose=self.verbose
+                **arguments,
+                epochs=epochs,
+                callbacks=[limit, *self.callbacks],
+                verbose=self.verbose,
             )
         return limit.count
 

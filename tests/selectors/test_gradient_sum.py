@@ -110,33 +110,6 @@ def _rows(weights, x, y):
     return [_Gradient(gradients(weights, *row)) for row in batches(x, y, 1)]
 
 
-def test_an_own_compute_loss_and_regularizers_count():
-    class Tripled(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.head = keras.layers.Dense(
-                2, name="head", kernel_regularizer=keras.regularizers.L2(0.3)
-            )
-
-        def call(self, x):
-            return self.head(x)
-
-        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
-            return 3.0 * super().compute_loss(x, y, y_pred, sample_weight)
-
-    x, y = new_data()
-    model = Tripled()
-    model(x)
-    kernel, bias = (w.numpy() for w in model.trainable_variables)
-    error = 2 * (x @ kernel + bias - y) / y.size
-    path = model.head.kernel.path
-    model.compile("sgd", loss="mse")
-    scores = GradientSum().scores(model, (x, y), batch_size=10)
-    assert_close({path: scores[path]}, {path: np.abs(3 * (x.T @ error + 0.6 * kernel))})
-    scores = GradientSum().scores(model, (x, y), "mse", batch_size=10)
-    assert_close({path: scores[path]}, {path: np.abs(x.T @ error + 0.6 * kernel)})
-
-
 @pytest.mark.parametrize("compiled", [True, False])
 def test_several_outputs(compiled):
     x, y = new_data()

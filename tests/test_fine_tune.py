@@ -10,7 +10,7 @@ from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.selectors import Magnitude, Movement, Random, ScaleSelector
 from tests.selectors.network import Batches, chain, new_data, new_model
 
-QUICK = {"selector": Magnitude(), "fraction": 0.2, "epochs": 1, "verbose": 0}
+QUICK = {"selector": Magnitude(), "fraction": 0.2, "finetune_epochs": 1, "verbose": 0}
 
 
 def values(model):
@@ -30,8 +30,8 @@ def test_only_the_selected_scalars_move_and_the_delta_holds_them():
         (x, y),
         selector=Movement(keras.optimizers.SGD(0.1), epochs=1),
         fraction=0.3,
-        optimizer=keras.optimizers.Adam(0.05, weight_decay=0.1),
-        epochs=3,
+        finetune_optimizer=keras.optimizers.Adam(0.05, weight_decay=0.1),
+        finetune_epochs=3,
         batch_size=5,
         validation_data=(x, y),
         verbose=0,
@@ -68,9 +68,9 @@ def test_stage_one_and_two_are_those_of_the_callback():
         batches(),
         selector=ScaleSelector(BayesTuneSGLD(1e-2, **arguments), epochs=5),
         fraction=0.25,
-        optimizer=keras.optimizers.Adam(0.03),
+        finetune_optimizer=keras.optimizers.Adam(0.03),
         loss="mse",
-        epochs=3,
+        finetune_epochs=3,
         verbose=0,
     )
     assert result.mask == callback.mask
@@ -92,7 +92,7 @@ def test_the_default_selector_plans_by_quarters(monkeypatch):
     x, y = new_data()
     model = new_model(loss="mse")
     result = fine_tune(
-        model, (x, y), selection_epochs=6, epochs=1, batch_size=4, verbose=0,
+        model, (x, y), selection_epochs=6, finetune_epochs=1, batch_size=4, verbose=0,
         fraction=0.1, seed=4,
     )  # fmt: skip
     plan = "warmup_steps", "burn_in_steps", "thinning", "epochs", "seed"
@@ -100,7 +100,7 @@ def test_the_default_selector_plans_by_quarters(monkeypatch):
     assert result.mask.count == 2
     again = new_model(loss="mse")
     same = fine_tune(
-        again, (x, y), selection_epochs=6, epochs=1, batch_size=4, verbose=0,
+        again, (x, y), selection_epochs=6, finetune_epochs=1, batch_size=4, verbose=0,
         fraction=0.1, seed=4,
     )  # fmt: skip
     assert same.mask == result.mask
@@ -115,7 +115,7 @@ def test_what_does_not_compete_trains_as_a_whole_from_where_it_was():
     selector = Movement(keras.optimizers.SGD(0.5), epochs=2)
     result = fine_tune(
         model, (x, y), **{**QUICK, "selector": selector}, exclude=["head"],
-        optimizer=keras.optimizers.SGD(0.0),
+        finetune_optimizer=keras.optimizers.SGD(0.0),
     )  # fmt: skip
     assert all(np.array_equal(v, before[p]) for p, v in values(model).items())
     assert set(result.mask.always) == {"head/kernel", "head/bias"}
@@ -209,6 +209,16 @@ def test_a_prior_that_is_marked_says_what_competes():
     assert set(result.mask.always) == {"head/kernel", "head/bias"}
 
 
+class Counting(Magnitude):
+    """Says whether stage 1 has begun."""
+
+    runs = 0
+
+    def compute(self, variables, training):
+        self.runs += 1
+        return super().compute(variables, training)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -219,10 +229,14 @@ def test_a_prior_that_is_marked_says_what_competes():
         ({"fraction": None, "threshold": np.nan}, ValueError, "a finite number"),
         ({"per_layer": {"nothing": 0.5}}, ValueError, "'nothing' of `per_layer` match"),
         ({"exclude": ["nothing"]}, ValueError, "'nothing' in `exclude` matches none"),
-        ({"epochs": 0}, ValueError, "`epochs` must be an integer >= 1"),
-        ({"optimizer": "adam"}, TypeError, "must be a Keras optimizer"),
+        (
+            {"finetune_epochs": 0},
+            ValueError,
+            "`finetune_epochs` must be an integer >= 1",
+        ),
+        ({"finetune_optimizer": "adam"}, TypeError, "must be a Keras optimizer"),
         ({"selector": "fisher"}, TypeError, "must be a keras_bayestune.selectors.Sel"),
-        ({"selection_epochs": 3}, ValueError, "is for the default selector"),
+        ({"selection_epochs": 3}, ValueError, "are for the default selector"),
         (
             {"selector": None, "selection_epochs": 0},
             ValueError,
@@ -233,18 +247,83 @@ def test_a_prior_that_is_marked_says_what_competes():
             ValueError,
             "planned for 9 updates: selection_epochs=9 of 1 batches. It needs 10",
         ),
-        ({"selector": None, "train": iter([])}, ValueError, "read in both stages"),
-        ({"train": None, "selector": None}, ValueError, "Received no data"),
+        ({"train": iter([])}, ValueError, "read in both stages"),
+        ({"train": None}, ValueError, "Received no data"),
+        ({"selection_steps": 3}, ValueError, "are for the default selector"),
+        (
+            {"selector": None, "selection_steps": 9},
+            ValueError,
+            "planned for 9 updates: selection_steps=9. It needs 10",
+        ),
+        (
+            {"selector": None, "selection_steps": 9, "selection_epochs": 1},
+            ValueError,
+            "Give `selection_epochs` or `selection_steps`, not both",
+        ),
+        (
+            {
+                "finetune_optimizer": keras.optimizers.LossScaleOptimizer(
+                    keras.optimizers.Adam()
+                )
+            },
+            ValueError,
+            "`finetune_optimizer` must not be a LossScaleOptimizer",
+        ),
+        ({"stage_2_callbacks": None}, TypeError, "must be a list of Keras callbacks"),
+        ({"stage_2_callbacks": ["x"]}, TypeError, "must hold Keras callbacks"),
+        (
+            {"stage_2_callbacks": [SparseMaskCallback()]},
+            ValueError,
+            "must not hold a SparseMaskCallback",
+        ),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
+        ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` must be an integer"),
+        ({"loss": "nothing"}, ValueError, "interpret loss identifier: nothing"),
+        ({"metrics": ["nothing"]}, ValueError, "interpret metric identifier: nothing"),
+        (
+            {"validation_data": (np.ones((2, 3)), np.ones((2, 2)))},
+            ValueError,
+            r"expected shape=\(None, 4\), found shape=\(2, 3\)",
+        ),
+        ({"validation_data": 5}, ValueError, "Expected a tuple of arrays"),
+        ({"validation_data": [], "verbose": 0}, ValueError, "Received: \\[\\]"),
+        ({"validation_split": 1.0}, ValueError, "must leave rows for training"),
+        ({"validation_split": -0.1}, ValueError, "split=-0.1 of 10 rows"),
+        (
+            {"validation_split": 0.2, "validation_data": new_data()},
+            ValueError,
+            "Give `validation_data` or `validation_split`, not both",
+        ),
+        (
+            {"validation_split": 0.2, "train": Batches(*new_data(), 5)},
+            ValueError,
+            "`validation_split` is for arrays.*with a Batches",
+        ),
     ],
 )
 def test_arguments_are_checked_before_anything_changes(arguments, error, message):
     model = new_model(loss="mse")
     before, optimizer = values(model), model.optimizer
-    arguments = {"train": new_data(), **QUICK, **arguments}
+    counting = Counting()
+    arguments = {"train": new_data(), **QUICK, "selector": counting, **arguments}
     with pytest.raises(error, match=message):
         fine_tune(model, arguments.pop("train"), **arguments)
+    assert counting.runs == 0
     assert model.optimizer is optimizer
     assert all(np.array_equal(v, before[p]) for p, v in values(model).items())
+
+
+def test_an_error_of_the_first_batch_names_the_data():
+    for name, arguments in {
+        "training": {"train": (np.ones((4, 3)), np.ones((4, 2)))},
+        "validation": {"validation_data": (np.ones((4, 3)), np.ones((4, 2)))},
+    }.items():
+        with pytest.raises(ValueError) as caught:
+            fine_tune(
+                new_model(loss="mse"), **{"train": new_data(), **QUICK, **arguments}
+            )
+        expected = f"evaluating the first batch of the {name} data"
+        assert any(expected in note for note in caught.value.__notes__)
 
 
 def test_a_data_set_of_unknown_length_needs_a_plan():
@@ -252,6 +331,12 @@ def test_a_data_set_of_unknown_length_needs_a_plan():
     data = tf.data.Dataset.from_tensor_slices(new_data()).batch(5).repeat()
     with pytest.raises(ValueError, match="does not say how many batches"):
         fine_tune(new_model(loss="mse"), data, verbose=0)
+    model = new_model(loss="mse")
+    result = fine_tune(
+        model, data, fraction=0.1, steps_per_epoch=4, finetune_epochs=2, verbose=0
+    )
+    updates = int(model.optimizer.iterations.numpy())
+    assert (len(result.selection_history.epoch), updates) == (3, 2 * 4)
 
 
 def test_models_and_optimizers_that_cannot_be_used():
@@ -264,12 +349,87 @@ def test_models_and_optimizers_that_cannot_be_used():
     model = new_model(optimizer, loss="mse")
     optimizer.build(model.trainable_variables)
     with pytest.raises(ValueError, match="is built on other variables already"):
-        fine_tune(model, (x, y), **QUICK, optimizer=optimizer)
+        fine_tune(model, (x, y), **QUICK, finetune_optimizer=optimizer)
 
 
 def test_the_smallest_plan_works():
     model = new_model(loss="mse")
     result = fine_tune(
-        model, new_data(), fraction=1 / 23, selection_epochs=10, epochs=1, verbose=0
+        model,
+        new_data(),
+        fraction=1 / 23,
+        selection_epochs=10,
+        finetune_epochs=1,
+        verbose=0,
     )
     assert result.mask.count == 1
+
+
+def test_both_stages_see_the_same_rows_and_classes():
+    x = new_data()[0]
+    y = np.array([0, 1, 1, 0, 1, 0, 1, 1, 0, 0])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    arguments = {"fraction": 1.0, "finetune_epochs": 1, "batch_size": 8, "verbose": 0}
+    weights = np.array([0.5, 3.0])[y]
+    models = []
+    for data, options in (
+        ((x, y), {"validation_split": 0.2, "class_weight": {0: 0.5, 1: 3.0}}),
+        ((x[:8], y[:8], weights[:8]), {"validation_data": (x[8:], y[8:])}),
+    ):
+        model = new_model(loss=loss)
+        result = fine_tune(
+            model,
+            data,
+            selector=Movement(keras.optimizers.SGD(0.1), epochs=2),
+            finetune_optimizer=keras.optimizers.SGD(0.1),
+            **arguments,
+            **options,
+        )
+        models.append((model, result))
+    (one, first), (two, second) = models
+    for path, score in first.scores.items():
+        np.testing.assert_allclose(score, second.scores[path], rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            values(one)[path], values(two)[path], rtol=1e-4, atol=1e-7
+        )
+    for history in (first.history, second.history):
+        expected = two.evaluate(x[8:], y[8:], verbose=0)
+        np.testing.assert_allclose(history.history["val_loss"], [expected], rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_validation_data_that_can_be_read_once():
+    x, y = new_data()
+    rows = (batch for batch in [(x[:5], y[:5])])
+    result = fine_tune(new_model(loss="mse"), (x, y), validation_data=rows, **QUICK)
+    assert len(result.history.history["val_loss"]) == 1
+
+
+def test_a_result_says_what_it_is():
+    model = new_model(loss="mse")
+    result = fine_tune(model, new_data(), **QUICK)
+    assert result.selection_history.history == {}
+    (loss,) = result.history.history["loss"]
+    assert repr(result) == (
+        f"FineTuneResult(4 of 23 scalars ({4 / 23:.2%}), delta of "
+        f"{result.delta.nbytes:,} bytes, loss of stage 2 {loss:.4g} to {loss:.4g})"
+    )
+    selector = Movement(keras.optimizers.SGD(0.1), epochs=3)
+    result = fine_tune(model, new_data(), **{**QUICK, "selector": selector})
+    losses = result.selection_history.history["loss"]
+    assert len(losses) == 3
+    assert f"loss of stage 1 {losses[0]:.4g} to {losses[2]:.4g}" in repr(result)
+    assert f"{selector} {Random(3)} {Random()}" == (
+        "Movement(optimizer=SGD(...), epochs=3) Random(seed=3) Random()"
+    )
+
+
+def test_a_train_step_of_ones_own_is_left_to_the_selector():
+    class Own(keras.Model):
+        def train_step(self, *args):
+            return super().train_step(*args)
+
+    inputs = keras.Input((4,))
+    model = Own(inputs, keras.layers.Dense(2)(inputs))
+    result = fine_tune(model, new_data(), loss="mse", **QUICK)
+    assert result.mask.count == 2

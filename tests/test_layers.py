@@ -11,6 +11,8 @@ PACKAGE = "keras_bayestune"
 # A new file or folder directly under the package needs a line here.
 LAYERS = {
     "fine_tune": 4,
+    "rehearsal": 4,
+    "default_selector": 4,
     "callbacks": 4,
     "optimizers": 3,
     "selectors": 2,

@@ -21,7 +21,7 @@ from keras_bayestune.callbacks.result import Result
 from keras_bayestune.callbacks.save_plots import save_plots
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.callbacks.switching import switch_optimizer
-from keras_bayestune.callbacks.without_prior import without_prior_on
+from keras_bayestune.callbacks.task_head import without_prior_on
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.priors import is_marked

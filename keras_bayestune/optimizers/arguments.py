@@ -62,7 +62,8 @@ def check_inner(name: str, optimizer: Any) -> None:
         raise ValueError(
             f"`{name}` must not be a LossScaleOptimizer. Pass its inner optimizer, and "
             "scale outside: LossScaleOptimizer(SparseOptimizer(inner, mask)). "
-            "SparseMaskCallback does so where the model's optimizer is wrapped."
+            "fine_tune and SparseMaskCallback do so where the model's optimizer is "
+            "wrapped."
         )
     if optimizer.built:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The protocol of all selectors."""
 
 import abc
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -83,20 +84,30 @@ class Selector(abc.ABC):
                 no variable is left.
         """
         variables = scored_variables(model, exclude)
-        check_steps("steps_per_epoch", steps_per_epoch)
         training = Training(
             model,
             data,
             loss,
-            batch_size,
+            check_steps("batch_size", batch_size),
             class_weight,
-            steps_per_epoch,
+            check_steps("steps_per_epoch", steps_per_epoch),
             callbacks,
             verbose,
         )
         with strategy_scope(model), weights_restored(model):
             found = self.compute(variables, training)
         return {path: np.asarray(array, "float32") for path, array in found.items()}
+
+    def __repr__(self) -> str:
+        """Return the class with those of its arguments that are not the defaults."""
+        told = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = vars(self).get(name, parameter.default)
+            if isinstance(value, keras.optimizers.Optimizer):
+                told.append(f"{name}={type(value).__name__}(...)")
+            elif value != parameter.default:
+                told.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(told)})"
 
     @abc.abstractmethod
     def compute(

@@ -8,7 +8,7 @@ from keras.losses import SparseCategoricalCrossentropy
 from keras.optimizers import Adam
 
 from keras_bayestune import BayesTuneSGLD, LaplacePrior, SparseMaskCallback
-from keras_bayestune.callbacks.without_prior import without_prior_on
+from keras_bayestune.callbacks.task_head import without_prior_on
 from keras_bayestune.noise import Rademacher
 from keras_bayestune.samplers import Collapsed
 from keras_bayestune.tasks import task_head_paths

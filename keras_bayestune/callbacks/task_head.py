@@ -1,4 +1,4 @@
-"""A stage-1 optimizer that leaves some variables without a prior."""
+"""A stage-1 optimizer that leaves the head of a KerasHub task without a prior."""
 
 import re
 from collections.abc import Iterable

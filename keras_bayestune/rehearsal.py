@@ -1,0 +1,86 @@
+"""What can fail late in `fine_tune`, tried before stage 1."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bayestune.callbacks import SparseMaskCallback
+from keras_bayestune.masks import SparseMask
+from keras_bayestune.selectors import Random
+from keras_bayestune.selectors.batches import first_batch
+from keras_bayestune.selectors.companion import companion
+from keras_bayestune.tasks import is_task
+
+
+def check_budget(model: keras.Model, exclude: Sequence[str], **budget: Any) -> None:
+    """Select among random scores: what is wrong shows now and not after stage 1."""
+    scores = Random().scores(model, exclude=exclude)
+    largest = np.finfo("float32").max  # above every threshold
+    SparseMask.from_scores(
+        {
+            path: np.full_like(score, largest)
+            if budget["threshold"] is not None
+            else np.exp(8.0 * score)  # of many sizes, so that "auto" finds a knee
+            for path, score in scores.items()
+        },
+        **budget,
+    )
+
+
+def check_callbacks(name: str, callbacks: Any) -> None:
+    """Raise unless `callbacks` are Keras callbacks for one stage."""
+    if not isinstance(callbacks, Sequence):
+        raise TypeError(
+            f"`{name}` must be a list of Keras callbacks. Received: {callbacks!r}."
+        )
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise TypeError(
+                f"`{name}` must hold Keras callbacks such as "
+                f"keras.callbacks.EarlyStopping(patience=3). Received: {callback!r}."
+            )
+        if isinstance(callback, SparseMaskCallback):
+            raise ValueError(
+                f"`{name}` must not hold a SparseMaskCallback, which runs both stages "
+                "itself: call model.fit(..., callbacks=[callback]) in place of "
+                "fine_tune."
+            )
+
+
+def check_one_batch(
+    name: str,
+    data: Any,
+    model: keras.Model,
+    loss: Any,
+    metrics: Any,
+    batch_size: int | None,
+) -> None:
+    """Evaluate the first batch of `data`, with the loss and the metrics of stage 2."""
+    own_steps = (
+        type(model).train_step is not keras.Model.train_step
+        or type(model).test_step is not keras.Model.test_step
+    )
+    if data is None or isinstance(data, Iterator) or own_steps:
+        return  # an iterator could not be read again
+    preprocess = model.preprocess_samples if is_task(model) else None
+    if metrics is None and model.compiled:
+        metrics = model._compile_config.config["metrics"]
+    beside = companion(model, loss, training=False, preprocessed=True)
+    beside.compile(
+        None,
+        loss=model.loss if loss is None else loss,
+        metrics=metrics,
+        run_eagerly=True,  # compiling would take longer than one batch
+    )
+    try:
+        beside.test_on_batch(*first_batch(data, batch_size or 32, preprocess))
+    except Exception as error:
+        error.add_note(
+            f"fine_tune was evaluating the first batch of the {name} data before "
+            "stage 1. Nothing has changed."
+        )
+        raise
+    finally:
+        beside.reset_metrics()  # those that were given as objects

@@ -35,6 +35,11 @@ class CompactTraining(keras.callbacks.Callback):
         """Start if stage 2 has begun."""
         self.start()
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Let the step that follows use them: it belongs to this `fit`."""
+        if self.gradients is not None:
+            self.gradients.announce()
+
     def start(self) -> None:
         """Install them from the next step on, unless they are."""
         optimizer = unscaled(self.model.optimizer)

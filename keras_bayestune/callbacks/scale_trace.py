@@ -7,7 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_bayestune.optimizers import BayesTuneSGLD
-from keras_bayestune.updates.selected import gather
+from keras_bayestune.updates.gather_scatter import gather
 
 
 class ScaleTrace:

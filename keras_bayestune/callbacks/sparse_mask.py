@@ -346,6 +346,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._batches_before_epoch = self._batches
         self._compact.start()
 
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Let the step use compact gradients, if it has them."""
+        self._compact.on_train_batch_begin(batch)
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Follow the trace; end stage 1 if it was planned by batches."""
         # With `steps_per_execution` not every batch ends with a call.

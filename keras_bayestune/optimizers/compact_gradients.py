@@ -12,16 +12,17 @@ from keras.layers import Dense, EinsumDense, Embedding, Layer, ReversibleEmbeddi
 
 from keras_bayestune.optimizers.sparse import SparseOptimizer
 from keras_bayestune.optimizers.unscaled import unscaled
-from keras_bayestune.updates.compact import (
+from keras_bayestune.updates.matmul_layout import MatmulLayout
+from keras_bayestune.updates.probed_step import step_with_probes
+from keras_bayestune.updates.replicas import is_one_device
+from keras_bayestune.updates.selected_gradients import (
     Gradient,
     is_faster_here,
     kernel_gradient,
+    recording,
     table_gradient,
     with_gradient,
 )
-from keras_bayestune.updates.compact_step import step_with_probes
-from keras_bayestune.updates.matmul_layout import MatmulLayout
-from keras_bayestune.updates.replicas import is_one_device
 
 Tensor = Any  # a backend tensor
 Call = Callable[..., Any]
@@ -36,10 +37,13 @@ class CompactGradients:
     no other time. `SparseOptimizer` adds what the probe received to what the weight
     itself received from elsewhere (a regularizer, another layer that shares it), so
     the sum is right whoever else reads the weight. Nothing is saved with the model,
-    and outside a train step every layer computes as ever.
+    and outside a train step model, layers and optimizer are as ever: what is changed
+    for a step is put back when it ends, however it ends.
 
     Layers of another kind, quantised ones and those with LoRA keep their whole
-    gradient, and so does everything under a distribution.
+    gradient, and so does everything under a distribution. A layer that is called
+    inside a TensorFlow branch or loop or under PyTorch's `vmap`, from where no gradient
+    reaches a probe, computes its whole gradient there.
 
     Args:
         model: A compiled model whose `SparseOptimizer` is built.
@@ -61,12 +65,19 @@ class CompactGradients:
         self.layers: dict[str, str] = {}  # path of the weight -> of its layer
         self._calls: list[tuple[Layer, Call]] = []
         self._probes: dict[int, keras.Variable] = {}  # by index of the weight
-        self._shows_probes = False
-        self._train_step = model.train_step
-        self._had_train_step = "train_step" in vars(model)
+        self._frozen = [
+            variable
+            for i, variable in enumerate(optimizer._trainable_variables)
+            if not optimizer.trains(i)
+        ]
+        self._train_function: Any = None
+        self._is_announced = False
+        self._recording: Any = None
         # Where the layers are replicated or sharded, Keras places the gradients.
         can = is_one_device(model) and not model.run_eagerly
-        if can and (force or is_faster_here(model.jit_compile)):
+        # A train step of the user's own may differentiate by variables of its choice.
+        is_usual = model.train_step == keras.Model.train_step.__get__(model)
+        if can and (force or is_usual and is_faster_here(model.jit_compile)):
             for layer in model._flatten_layers():
                 self._plan(layer)
 
@@ -86,15 +97,15 @@ class CompactGradients:
         if weight is None or id(weight) not in self._indices():
             return
         i = self._indices()[id(weight)]
-        positions = self.optimizer.selected_positions(i)
-        if i in self._probes or positions is None:
+        indices = self.optimizer.selected_indices(i)
+        if i in self._probes or indices is None:
             return
-        new_call = _new_call(layer, positions, self.force, self.model.jit_compile)
+        new_call = _new_call(layer, indices, self.force, self.model.jit_compile)
         if new_call is None:
             return
         # Not cast with the layer's other variables: its gradient is to be float32.
         probe = keras.Variable(
-            np.zeros(len(positions), "float32"),
+            np.zeros(len(indices), "float32"),
             dtype="float32",
             autocast=False,
             name=f"{layer.name}_probe",
@@ -102,7 +113,7 @@ class CompactGradients:
         original = layer.call
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._shows_probes:
+            if recording() != self._recording:
                 return original(*args, **kwargs)
             return new_call(original, probe, *args, **kwargs)
 
@@ -115,40 +126,49 @@ class CompactGradients:
         return {id(variable): i for i, variable in enumerate(variables)}
 
     def install(self) -> None:
-        """Let the layers take part from the next train step on."""
+        """Let the layers take part in train steps that are announced from now on."""
         if not self._probes:
             return
-        self.optimizer.add_probes(self._probes)
-        for layer, call in self._calls:
-            vars(layer)["call"] = call  # not a state that Keras should track
-        frozen = [
-            variable
-            for i, variable in enumerate(self.optimizer._trainable_variables)
-            if not self.optimizer.trains(i)
-        ]
-        step = step_with_probes(
-            self.model, self._train_step, self._showing_probes, frozen
-        )
+        with self._probed_step():
+            self.model.make_train_function(force=True)
+        function = self.model.train_function
 
-        def train_step(*args: Any) -> Any:
-            if unscaled(self.model.optimizer) is self.optimizer:
-                return step(*args)
-            return self._train_step(*args)  # compiled anew without our knowing
+        def train_function(*args: Any) -> Any:
+            is_ours = unscaled(self.model.optimizer) is self.optimizer
+            if not (self._is_announced and is_ours):
+                # A `fit` that knows nothing of this, after one that was interrupted.
+                self.remove()
+                return self.model.train_function(*args)
+            self._is_announced = False
+            with self._probed_step():
+                return function(*args)
 
-        vars(self.model)["train_step"] = train_step
-        self.model.make_train_function(force=True)
+        # The one thing that stays between steps; `compile` resets it.
+        self._train_function = self.model.train_function = train_function
+
+    def announce(self) -> None:
+        """Say that the next train step belongs to whoever installed this."""
+        self._is_announced = True
 
     def remove(self) -> None:
-        """Leave the model and its optimizer as they were before `install`."""
-        if not self._probes:
-            return
-        self.optimizer.remove_probes()
-        for layer, _ in self._calls:
-            del vars(layer)["call"]
-        del vars(self.model)["train_step"]
-        if self._had_train_step:
-            vars(self.model)["train_step"] = self._train_step
-        self.model.make_train_function(force=True)
+        """Leave the model as it was before `install`."""
+        if self._probes and self.model.train_function is self._train_function:
+            self.model.make_train_function(force=True)
+
+    @contextlib.contextmanager
+    def _probed_step(self) -> Iterator[None]:
+        """Give the model its train step with probes."""
+        attributes = vars(self.model)
+        before = attributes.get("train_step")
+        attributes["train_step"] = step_with_probes(
+            self.model, self.model.train_step, self._showing_probes, self._frozen
+        )
+        try:
+            yield
+        finally:
+            del attributes["train_step"]
+            if before is not None:
+                attributes["train_step"] = before
 
     @contextlib.contextmanager
     def _showing_probes(self) -> Iterator[None]:
@@ -168,10 +188,15 @@ class CompactGradients:
                 optimizer.__dict__["_trainable_variables"] = (
                     self.model.trainable_variables
                 )
-            self._shows_probes = True
+            for layer, call in self._calls:
+                vars(layer)["call"] = call  # not a state that Keras should track
+            self.optimizer.add_probes(self._probes)
+            self._recording = recording()
             yield
         finally:
-            self._shows_probes = False
+            self.optimizer.remove_probes()
+            for layer, _ in self._calls:
+                vars(layer).pop("call", None)
             for optimizer, variables in zip(optimizers, before, strict=True):
                 optimizer.__dict__["_trainable_variables"] = variables
             for probe in self._probes.values():
@@ -207,17 +232,17 @@ def _weight_of(layer: Layer) -> keras.Variable | None:
 
 
 def _new_call(
-    layer: Any, positions: np.ndarray, force: bool, jit_compile: bool
+    layer: Any, indices: np.ndarray, force: bool, jit_compile: bool
 ) -> Call | None:
     if isinstance(layer, Embedding):
         shape = (layer.input_dim, layer.output_dim)
-        of_table = table_gradient(shape, positions, force)
+        of_table = table_gradient(shape, indices, force)
         return None if of_table is None else _embedding_call(layer, of_table)
     equation = layer.equation if isinstance(layer, EinsumDense) else "...a,ab->...b"
     layout = MatmulLayout.parse(equation, tuple(layer._kernel.shape))
     if layout is None:
         return None
-    of_kernel = kernel_gradient(layout, positions, force, jit_compile)
+    of_kernel = kernel_gradient(layout, indices, force, jit_compile)
     return None if of_kernel is None else _dense_call(layer, equation, of_kernel)
 
 

@@ -3,7 +3,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,35 +12,44 @@ from keras import ops
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers.arguments import check_inner
+from keras_bayestune.optimizers.selected_vector import SelectedVector, is_elementwise
 from keras_bayestune.optimizers.state import (
     RunState,
     checked_state,
     is_foreign,
     save_owner,
 )
+from keras_bayestune.updates.apply_if_finite import apply_if_finite
+from keras_bayestune.updates.gather_scatter import write
 from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
-    holds_on_all,
+    native,
     update_each,
 )
-from keras_bayestune.updates.selected import gather, resynced, scatter, write
-from keras_bayestune.updates.skip import apply_if
 
 Tensor = Any  # a backend tensor
+
+_OWN = {"name", "built", "inner", "mask", "run"}  # other public attributes are settings
 
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")
 class SparseOptimizer(keras.optimizers.Optimizer):
     """Run any Keras optimizer on the selected scalars only.
 
-    Stage 2 of BayesTune (Kim & Hospedales, NeurIPS 2023, section 3.3). For each
-    weight with some scalars selected the inner optimizer sees one float32 vector of
-    those scalars, so its state, and clipping, weight decay, accumulation and moving
-    averages, know of nothing else. Afterwards the vector is written back. All other
-    scalars keep their bits, whatever the inner optimizer or a constraint does. A
-    weight that the mask takes whole (a fresh head) is handed over as it is, if it is
-    not narrower than float32.
+    Stage 2 of BayesTune (Kim & Hospedales, NeurIPS 2023, section 3.3). The inner
+    optimizer sees float32 vectors of the selected scalars, so its state, and clipping,
+    weight decay, accumulation and moving averages, know of nothing else. Afterwards
+    the vectors are written back. All other scalars keep their bits, whatever the inner
+    optimizer or a constraint does. A weight that the mask takes whole (a fresh head)
+    is handed over as it is, if it is not narrower than float32.
+
+    All weights share one vector, or one for each dtype and each side of the inner
+    optimizer's exclusions from weight decay, if it is one of Keras's that treat every
+    scalar alone (Adam, SGD, Lion and the like) and has no `clipnorm`. For every other
+    optimizer each weight has a vector of its own, with the name and the path of the
+    weight, so that rules for each weight or by name hold. What the inner optimizer was
+    told holds for the selected scalars; its settings can be read and set here, too.
 
     An update whose gradient is not finite is skipped and counted. State: the inner
     optimizer's on the selected scalars, and 8 bytes per selected scalar.
@@ -68,6 +77,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     >>> history = model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
     """
 
+    built: bool
+
     def __init__(
         self,
         inner: keras.optimizers.Optimizer,
@@ -82,17 +93,44 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 f"{type(mask).__name__}."
             )
         super().__init__(learning_rate=0.0, name=name)
-        self.inner = inner
+        # What Keras's constructor has set for itself belongs to the inner optimizer.
+        settings = {n for n in (*vars(self), *vars(inner)) if not n.startswith("_")}
+        settings -= _OWN
+        for setting in settings & set(vars(self)):
+            delattr(self, setting)
         self.mask = mask
         self.run = RunState()
         self._owner = "SparseOptimizer"  # of a saved state; after build with the mask
-        # Index of a probe, which receives the gradient of the selected scalars of a
-        # variable in that variable's place -> index of the variable.
-        self._probed: dict[int, int] = {}
+        # Places of the weights that the inner optimizer excludes from weight decay.
+        self._without_decay: tuple[int, ...] | None = None
+        # A probe receives the gradient of the selected scalars of a weight in that
+        # weight's place: key of the probe -> place of the weight.
+        self._probed: dict[Any, int] = {}
+        self.inner = inner
+        self._settings = frozenset(settings)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a setting of the inner optimizer, such as `weight_decay`."""
+        if name in vars(self).get("_settings", ()):
+            return getattr(self.inner, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Hand a setting of the inner optimizer on to it."""
+        if name in vars(self).get("_settings", ()):
+            setattr(self.inner, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
         """Hide the inner optimizer from Keras's files: `variables` has its state."""
         return [name for name in super().__dir__() if name != "inner"]
+
+    def exclude_from_weight_decay(
+        self, var_list: Any = None, var_names: Any = None
+    ) -> None:
+        """Exclude weights from the weight decay of the inner optimizer."""
+        self.inner.exclude_from_weight_decay(var_list, var_names)
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the vectors of selected scalars and the inner optimizer's state."""
@@ -100,10 +138,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         matched = self.mask.match(variables)
-        self._owner = (
-            f"SparseOptimizer {_digest([matched.get(v.path, ()) for v in variables])}"
-        )
-        super().build(variables)
+        selected = {
+            i: matched[v.path]
+            for i, v in enumerate(variables)
+            if len(matched.get(v.path, ()))
+        }
+        self._owner = f"SparseOptimizer {_digest(selected)}"
+        # By `__dict__`: not to be tracked as the optimizer's own.
+        self.__dict__["_trainable_variables"] = self.__dict__["_weights"] = variables
+        for i, variable in enumerate(variables):
+            self._trainable_variables_indices[self._var_key(variable)] = i
         self._skipped = self.add_variable(
             shape=(),
             initializer="zeros",
@@ -111,86 +155,77 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             aggregation="only_first_replica",
             name="skipped_count",
         )
-        # Per variable: None if frozen or whole, else the vector and its positions.
-        self._values: list[keras.Variable | None] = []
-        self._positions: list[keras.Variable | None] = []
-        self._is_whole: list[bool] = []
-        with creation_scope():
-            for variable in variables:
-                self._build_vectors(variable, matched.get(variable.path, ()))
-        trained = [
-            variable if whole else value
-            for variable, whole, value in zip(
-                variables, self._is_whole, self._values, strict=True
-            )
-            if whole or value is not None
-        ]
-        with keras.name_scope(self.inner.name):
-            self.inner.build(trained)
-
-    def _build_vectors(self, variable: keras.Variable, indices: Any) -> None:
-        value = position = None
-        dtype = keras.backend.result_type(variable.dtype, "float32")
         # Keras keeps Adam's state in the weight's dtype; in bfloat16 it stands still.
-        is_whole = 0 < len(indices) == math.prod(variable.shape) and (
-            dtype == variable.dtype
+        self._whole = tuple(
+            i
+            for i, found in selected.items()
+            if len(found) == math.prod(variables[i].shape)
+            and variables[i].dtype
+            == keras.backend.result_type(variables[i].dtype, "float32")
         )
-        if len(indices) and not is_whole:
-            position = self._add_vector(variable, "positions", indices, "int32")
-            # In NumPy: JAX would compile a gather for each variable.
-            weight = ops.convert_to_numpy(ops.convert_to_tensor(variable))
-            start = weight.reshape(-1)[indices]
-            value = self._add_vector(variable, "selected", start, dtype)
-        self._values.append(value)
-        self._positions.append(position)
-        self._is_whole.append(is_whole)
+        without_decay = self._without_decay
+        if without_decay is None:
+            uses = self.inner._use_weight_decay
+            without_decay = tuple(i for i in selected if not uses(native(variables[i])))
+            self._without_decay = without_decay
+        self._shares_vectors = is_elementwise(self.inner)
+        groups: dict[Any, dict[int, np.ndarray]] = {}
+        for i in selected:
+            if i not in self._whole:
+                decays = i not in without_decay
+                alone = None if self._shares_vectors else i
+                key = variables[i].dtype, decays, alone
+                groups.setdefault(key, {})[i] = selected[i]
+        with creation_scope():
+            self._vectors = [
+                SelectedVector.create(self, variables, group)
+                for group in groups.values()
+            ]
+        trained = [(v.value, v.weights[0]) for v in self._vectors]
+        trained += [(variables[i], i) for i in self._whole]
+        with keras.name_scope(self.inner.name):
+            self.inner.build([variable for variable, _ in trained])
+        self._carry_exclusions(trained, without_decay)
+        self.built = True
 
-    def _add_vector(
-        self, variable: keras.Variable, name: str, start: Any, dtype: str
-    ) -> keras.Variable:
-        # Over devices Keras 3.15 compiles the initializer of a large variable.
-        distributed = keras.distribution.distribution() is not None
-        vector = self.add_variable(
-            shape=(len(start),),
-            initializer=(
-                "zeros"
-                if distributed
-                else lambda shape, dtype: ops.array(np.asarray(start, dtype))
-            ),
-            dtype=dtype,
-            name=f"{variable.path.replace('/', '_')}_{name}",
-        )
-        if distributed:
-            vector.assign(np.asarray(start, dtype))
-        return vector
+    def _carry_exclusions(
+        self, trained: list[tuple[keras.Variable, int]], without_decay: Collection[int]
+    ) -> None:
+        """Say of each vector whether its weights were excluded from weight decay."""
+        # A MultiOptimizer has several.
+        for optimizer in (self.inner, *getattr(self.inner, "optimizers", ())):
+            for variable, i in trained:
+                decays = optimizer._use_weight_decay(native(self._weights[i]))
+                if optimizer is self.inner:
+                    decays = i not in without_decay
+                known = vars(optimizer).setdefault(
+                    "_exclude_from_weight_decay_cache", {}
+                )
+                known[optimizer._var_key(variable)] = decays
 
     def trains(self, i: int) -> bool:
         """Return whether the mask holds any scalar of the `i`-th variable."""
-        return self._is_whole[i] or self._values[i] is not None
+        return i in self._whole or self.selected_indices(i) is not None
 
-    def selected_positions(self, i: int) -> np.ndarray | None:
-        """Return the flat positions in the `i`-th variable if it trains in part."""
-        positions = self._positions[i]
-        return None if positions is None else ops.convert_to_numpy(positions)
+    def selected_indices(self, i: int) -> np.ndarray | None:
+        """Return the flat indices in the `i`-th variable if it trains in part."""
+        for vector in self._vectors:
+            if i in vector.weights:
+                return vector.indices_in(i)
+        return None
 
     def add_probes(self, probes: Mapping[int, keras.Variable]) -> None:
         """Expect part of the gradient of some variables from a probe.
 
         Args:
-            probes: By index of the variable; its gradient has the shape of the
+            probes: By place of the variable; its gradient has the shape of the
                 variable's selected scalars.
         """
-        for i, probe in probes.items():
-            j = len(self._values) + len(self._probed)
-            self._trainable_variables_indices[self._var_key(probe)] = j
-            self._probed[j] = i
+        self._probed = {self._var_key(probe): i for i, probe in probes.items()}
 
     def remove_probes(self) -> None:
         """Forget what `add_probes` said."""
-        indices = self._trainable_variables_indices
-        for key in [key for key, i in indices.items() if i in self._probed]:
-            del indices[key]
-        self._probed.clear()
+        self._probed = {}
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -207,120 +242,83 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if not self.built:
             with keras.name_scope(self.name):
                 self.build(trainable_variables)
-        variables = list(
-            self._trainable_variables
-            if trainable_variables is None
-            else trainable_variables
-        )
-        self._check_variables_are_known(variables)
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        gradients: dict[int, Tensor | None] = {}
+        compact: dict[int, Tensor] = {}
+        for gradient, variable in zip(
+            dense_gradients(grads), trainable_variables, strict=True
+        ):
+            probed = self._probed.get(self._var_key(variable))
+            if probed is not None:
+                compact[probed] = gradient
+                continue
+            self._check_variables_are_known([variable])
+            gradients[self._get_variable_index(variable)] = gradient
         with keras.name_scope(self.name):
-            self._apply_to_selected(dense_gradients(grads), variables)
+            self._apply_to_selected(gradients, compact)
         self._iterations.assign_add(1)
 
-    def _apply_to_selected(self, grads: list[Tensor], variables: list[Any]) -> None:
+    def _apply_to_selected(
+        self, gradients: dict[int, Tensor | None], compact: dict[int, Tensor]
+    ) -> None:
+        if self._shares_vectors and self.inner.clipnorm:
+            raise ValueError(
+                f"`clipnorm` was set to {self.inner.clipnorm} after the optimizer was "
+                "built, when weights share a vector. Set it before."
+            )
         trained, trained_grads = [], []
-        compact, pairs = {}, []
-        for gradient, variable in zip(grads, variables, strict=True):
-            i = self._get_variable_index(variable)
-            if i in self._probed:
-                compact[self._probed[i]] = gradient
-            else:
-                pairs.append((gradient, variable))
-        variables = [variable for _, variable in pairs]
-        for gradient, variable in pairs:
-            i = self._get_variable_index(variable)
-            if self._is_whole[i]:
-                trained.append(variable)
-                trained_grads.append(gradient)
-            elif self._values[i] is not None:
-                self._values[i].assign(self._present_values(i, variable))
-                trained.append(self._values[i])
-                trained_grads.append(
-                    self._selected_gradient(i, gradient, compact.get(i))
-                )
-        present = [g for g in trained_grads if g is not None]
-        if not present:
+        moved: set[int] = set()
+        for vector in self._vectors:
+            if not gradients.keys() & set(vector.weights):
+                continue
+            vector.refresh(self._weights)
+            gradient, having = vector.gradient(gradients, compact, self._weights)
+            moved |= having
+            trained.append(vector.value)
+            trained_grads.append(gradient)
+        for i in self._whole:
+            if i in gradients:
+                trained.append(self._weights[i])
+                trained_grads.append(gradients[i])
+        if all(gradient is None for gradient in trained_grads):
             raise ValueError(
                 "No gradient was provided for any variable that holds a selected "
                 "scalar. Check that the loss depends on them and that their layers "
                 "are trainable."
             )
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in present]))
-        finite = holds_on_all(finite)
-        apply_if(finite, self.inner, trained_grads, trained)
-        self._constrain(variables, finite)
+        finite = apply_if_finite(self.inner, trained_grads, trained)
+        for vector in self._vectors:
+            vector.constrain(self._weights, moved, finite)
         self._skipped.assign_add(1 - ops.cast(finite, "int32"))
-        self._write_back(variables)
+        self._write_back(moved)
 
-    def _selected_gradient(
-        self, i: int, gradient: Tensor | None, compact: Tensor | None
-    ) -> Tensor | None:
-        if gradient is None:
-            return compact
-        selected = gather(gradient, ops.convert_to_tensor(self._positions[i]))
-        if compact is None:
-            return selected
-        return compact + ops.cast(selected, compact.dtype)
-
-    def _present_values(self, i: int, variable: Any) -> Tensor:
-        position = ops.convert_to_tensor(self._positions[i])
-        present = gather(ops.convert_to_tensor(variable), position)
-        return resynced(ops.convert_to_tensor(self._values[i]), present)
-
-    def _constrain(self, variables: list[Any], finite: Tensor) -> None:
-        """Move updated vectors to where the variables' constraints allow."""
-        for variable in variables:
-            i = self._get_variable_index(variable)
-            if self._values[i] is None or variable.constraint is None:
-                continue
-            position = ops.convert_to_tensor(self._positions[i])
-            value = ops.convert_to_tensor(self._values[i])
-            new = scatter(ops.convert_to_tensor(variable), position, value)
-            allowed = gather(variable.constraint(new), position)
-            allowed = ops.where(finite, resynced(value, allowed), value)
-            self._values[i].assign(allowed)
-
-    def _write_back(self, variables: list[Any]) -> None:
-        """Write the vectors of selected scalars into the variables."""
-        partial, selected = [], []
-        for variable in variables:
-            i = self._get_variable_index(variable)
-            if self._values[i] is not None:
-                value, position = self._values[i], self._positions[i]
-                partial.append(variable)
-                selected.append(
-                    (ops.convert_to_tensor(value), ops.convert_to_tensor(position))
-                )
+    def _write_back(self, moved: Collection[int]) -> None:
+        """Write the vectors of selected scalars into those weights."""
+        written = [part for v in self._vectors for part in v.written(moved)]
+        weights = [self._weights[i] for i, _, _ in written]
+        selected = [(value, indices) for _, value, indices in written]
 
         def write_one(selected: tuple[Tensor, Tensor], variable: Any, _: Any) -> None:
-            value, position = selected
-            write(variable, position, value)
+            value, indices = selected
+            write(variable, indices, value)
 
-        update_each(write_one, selected, partial, ())
+        update_each(write_one, selected, weights, ())
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Set final values, such as the inner optimizer's moving average."""
+        if is_elementwise(self.inner) and not self.inner.use_ema:
+            return
         trained = self.inner._trainable_variables
         self.inner.finalize_variable_values(trained)
-        if self.inner.use_ema:
-            # Copies: on JAX two variables must not share a donated buffer.
-            for variable in trained:
-                variable.assign(ops.copy(variable))
-        self._write_back(list(var_list))
+        # Copies: on JAX two variables must not share a donated buffer.
+        for variable in trained:
+            variable.assign(ops.copy(variable))
+        self._write_back(range(len(self._weights)))
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """Scale the loss as the inner optimizer does."""
         return self.inner.scale_loss(loss)
-
-    @property
-    def loss_scale_factor(self) -> float | None:
-        """The inner optimizer's; a `LossScaleOptimizer` outside takes it away."""
-        return self.inner.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        if "inner" in vars(self):  # not while Keras's constructor runs
-            self.inner.loss_scale_factor = factor
 
     @property
     def learning_rate(self) -> Any:
@@ -360,6 +358,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             "name": self.name,
             "inner": serialize(self.inner),
             "mask": serialize(self.mask),
+            "without_decay": self._without_decay and list(self._without_decay),
         }
 
     @classmethod
@@ -372,13 +371,18 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
-        return cls(**config)
+        # Keras's own optimizers forget what they were told to exclude.
+        without_decay = config.pop("without_decay", None)
+        optimizer = cls(**config)
+        if without_decay is not None:
+            optimizer._without_decay = tuple(without_decay)
+        return optimizer
 
 
-def _digest(indices: Sequence[Any]) -> str:
+def _digest(selected: Mapping[int, Any]) -> str:
     """Return what tells the selected scalars of one mask from those of another."""
     digest = hashlib.sha256()
-    for found in indices:
-        digest.update(f"{len(found)} ".encode())
-        digest.update(np.asarray(found, "int64").tobytes())
+    for i, indices in selected.items():
+        digest.update(f"{i} {len(indices)} ".encode())
+        digest.update(np.asarray(indices, "int64").tobytes())
     return digest.hexdigest()

@@ -43,6 +43,11 @@ def is_one_device(model: keras.Model) -> bool:
     return model.distribute_strategy.num_replicas_in_sync == 1
 
 
+def native(variable: keras.Variable) -> Any:
+    """Return the variable as Keras's optimizers see it, on TensorFlow its own kind."""
+    return variable.value if keras.backend.backend() == "tensorflow" else variable
+
+
 def dense_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Return the gradients with TensorFlow's `IndexedSlices` made dense."""
     if keras.backend.backend() != "tensorflow":
@@ -68,6 +73,8 @@ def sum_over_replicas(gradients: list[Tensor]) -> list[Tensor]:
 
 def holds_on_all(condition: Tensor) -> Tensor:
     """Return whether `condition` holds on every replica, equal on each."""
+    if keras.backend.backend() != "tensorflow":
+        return condition
     (failures,) = sum_over_replicas([1.0 - ops.cast(condition, "float32")])
     return ops.equal(failures, 0.0)
 
@@ -98,7 +105,7 @@ def update_each(
                 group=False,
             )
 
-    natives = [v.value if isinstance(v, keras.Variable) else v for v in variables]
+    natives = [native(v) if isinstance(v, keras.Variable) else v for v in variables]
     strategy = tf.distribute.get_strategy()
     if natives and isinstance(natives[0], tf.distribute.DistributedValues):
         # At the end of `fit` no strategy is in scope.

@@ -52,10 +52,23 @@ def new_compiled(inner=lambda: Adam(1e-2), dtype="float32", **arguments):
     return model
 
 
-def fit(model, epochs=1):
+def fit(model, gradients=None, epochs=1):
+    callbacks = []
+    if gradients is not None:
+        announcing = keras.callbacks.Callback()
+        announcing.on_train_batch_begin = lambda batch, logs=None: gradients.announce()
+        callbacks.append(announcing)
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, TOKENS, (2, 24, 6)).astype("int32")
-    model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, shuffle=False)
+    model.fit(
+        x,
+        y,
+        batch_size=8,
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=callbacks,
+    )
     return [ops.convert_to_numpy(v) for v in model.weights]
 
 
@@ -65,7 +78,7 @@ def fitted_both_ways(**arguments):
     gradients = CompactGradients(model, force=True)
     gradients.install()
     before = [ops.convert_to_numpy(v).copy() for v in model.weights]
-    compact = fit(model)
+    compact = fit(model, gradients)
     return model, gradients, before, dense, compact
 
 
@@ -130,7 +143,7 @@ def test_nothing_is_left_behind(tmp_path):
     state = len(model.optimizer.variables)
     gradients = CompactGradients(model, force=True)
     gradients.install()
-    fit(model)
+    fit(model, gradients)
     model.save_weights(tmp_path / "during.weights.h5")
     assert [v.path for v in model.weights] == paths
     gradients.remove()
@@ -146,10 +159,11 @@ def test_nothing_is_left_behind(tmp_path):
 
 def test_a_model_compiled_anew_trains_as_a_whole():
     model = new_compiled()
-    CompactGradients(model, force=True).install()
+    gradients = CompactGradients(model, force=True)
+    gradients.install()
     model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(True))
     before = ops.convert_to_numpy(model.get_layer("norm").gamma).copy()
-    fit(model)
+    fit(model, gradients)
     assert (ops.convert_to_numpy(model.get_layer("norm").gamma) != before).all()
 
 

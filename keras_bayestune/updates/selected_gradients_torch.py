@@ -1,4 +1,4 @@
-"""Gradients of selected scalars on PyTorch; see `compact`."""
+"""Gradients of selected scalars on PyTorch; see `selected_gradients`."""
 
 import warnings
 from typing import Any
@@ -39,7 +39,7 @@ products_uncompiled = products
 def lookups(
     ids: Any, dy: Any, rows: np.ndarray, columns: np.ndarray, entries: int
 ) -> Any:
-    """As `compact_jax.lookups`."""
+    """As `selected_gradients_jax.lookups`."""
     ids = ids.long()
     count = len(ids)
     place = torch.full((entries,), count, device=ids.device)
@@ -63,8 +63,13 @@ class _WithGradient(torch.autograd.Function):
 
 
 def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
-    """See `compact.with_gradient`."""
+    """See `selected_gradients.with_gradient`."""
     return _WithGradient.apply(y, x.detach(), probe, gradient)
+
+
+def recording() -> Any:
+    """See `selected_gradients.recording`."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def slowdown(jit_compile: bool = True) -> int:
@@ -73,5 +78,5 @@ def slowdown(jit_compile: bool = True) -> int:
 
 
 def is_faster_here(jit_compile: bool) -> bool:
-    """See `compact.is_faster_here`."""
+    """See `selected_gradients.is_faster_here`."""
     return not jit_compile and get_device() == "cpu"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bayestune.updates import compact
+from keras_bayestune.updates import selected_gradients
 from keras_bayestune.updates.matmul_layout import MatmulLayout
 
 ROWS, COLUMNS = 12, 20
@@ -12,7 +12,9 @@ ROWS, COLUMNS = 12, 20
 
 def kernel_gradient(selected, jit_compile=True):
     layout = MatmulLayout.parse("...a,ab->...b", (ROWS, COLUMNS))
-    return compact.kernel_gradient(layout, np.array(selected), True, jit_compile)
+    return selected_gradients.kernel_gradient(
+        layout, np.array(selected), True, jit_compile
+    )
 
 
 def tensors(*arrays, dtype="float32"):
@@ -44,7 +46,7 @@ def test_a_kernel_stored_with_its_columns_first():
     layout = MatmulLayout.parse("na,ba->nb", (COLUMNS, ROWS))
     selected = np.arange(0, ROWS * COLUMNS, 7)
     x, dy = rng.normal(size=(9, ROWS)), rng.normal(size=(9, COLUMNS))
-    found = compact.kernel_gradient(layout, selected, True)(*tensors(x, dy))
+    found = selected_gradients.kernel_gradient(layout, selected, True)(*tensors(x, dy))
     np.testing.assert_allclose(
         ops.convert_to_numpy(found),
         (dy.T @ x).reshape(-1)[selected],
@@ -60,7 +62,7 @@ def test_table_gradient_sums_the_rows_that_look_up_one_entry():
     dense = np.zeros((10, 4))
     np.add.at(dense, ids, dy)
     selected = np.array([0, 2, 12, 13, 15, 28, 33, 38, 39])
-    gradient = compact.table_gradient((10, 4), selected, force=True)
+    gradient = selected_gradients.table_gradient((10, 4), selected, force=True)
     found = gradient(ops.convert_to_tensor(ids, "int32"), *tensors(dy))
     np.testing.assert_allclose(
         ops.convert_to_numpy(found), dense.reshape(-1)[selected], rtol=1e-5, atol=1e-6
@@ -70,13 +72,13 @@ def test_table_gradient_sums_the_rows_that_look_up_one_entry():
 def test_the_whole_gradient_is_preferred_where_many_scalars_are_selected():
     layout = MatmulLayout.parse("na,ab->nb", (300, 300))
     spread = np.arange(0, 90_000, 301)
-    assert compact.kernel_gradient(layout, spread[:100]) is not None
+    assert selected_gradients.kernel_gradient(layout, spread[:100]) is not None
     many = np.random.default_rng(0).choice(90_000, 30_000, replace=False)
-    assert compact.kernel_gradient(layout, np.sort(many)) is None
+    assert selected_gradients.kernel_gradient(layout, np.sort(many)) is None
     block = np.arange(300 * 50)  # 50 rows, whole
-    assert compact.kernel_gradient(layout, block) is not None
+    assert selected_gradients.kernel_gradient(layout, block) is not None
     small = MatmulLayout.parse("na,ab->nb", (30, 30))
-    assert compact.kernel_gradient(small, spread[:1]) is None
+    assert selected_gradients.kernel_gradient(small, spread[:1]) is None
 
 
 def test_sums_of_half_precision_inputs_are_float32():

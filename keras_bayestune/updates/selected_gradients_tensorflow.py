@@ -1,4 +1,4 @@
-"""Gradients of selected scalars on TensorFlow; see `compact`."""
+"""Gradients of selected scalars on TensorFlow; see `selected_gradients`."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def products(x: Any, dy: Any, rows: np.ndarray, columns: np.ndarray, step: int) -> Any:
-    """As `compact_jax.products`."""
+    """As `selected_gradients_jax.products`."""
     x, dy = (tf.reshape(a, (-1, step, a.shape[-1])) for a in (x, dy))
 
     def add(i, total):
@@ -43,7 +43,7 @@ def products_uncompiled(
 def lookups(
     ids: Any, dy: Any, rows: np.ndarray, columns: np.ndarray, entries: int
 ) -> Any:
-    """As `compact_jax.lookups`."""
+    """As `selected_gradients_jax.lookups`."""
     ids = tf.cast(ids, "int32")
     count = tf.shape(ids)[0]
     place = tf.tensor_scatter_nd_min(
@@ -58,7 +58,7 @@ def lookups(
 
 
 def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
-    """See `compact.with_gradient`."""
+    """See `selected_gradients.with_gradient`."""
 
     @tf.custom_gradient
     def identity(y, probe):
@@ -67,11 +67,16 @@ def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
     return identity(y, probe)
 
 
+def recording() -> Any:
+    """See `selected_gradients.recording`."""
+    return tf.compat.v1.get_default_graph()
+
+
 def slowdown(jit_compile: bool = True) -> int:
     """The loop runs on one core, a dense product on all."""
     return (os.cpu_count() or 1) if jit_compile else 1
 
 
 def is_faster_here(jit_compile: bool) -> bool:
-    """See `compact.is_faster_here`."""
+    """See `selected_gradients.is_faster_here`."""
     return not tf.config.list_logical_devices("GPU")

@@ -10,14 +10,20 @@ Tensor = Any  # a backend tensor
 
 
 def gather(value: Tensor, indices: Tensor) -> Tensor:
-    """Return the scalars of `value` at flat C-order positions, shape `(k,)`."""
+    """Return the scalars of `value` at flat C-order indices, shape `(k,)`."""
     if _may_be_sharded(value):
         return value[_coordinates(value, indices)]
+    if keras.backend.backend() == "torch":
+        import torch
+
+        # One kernel, where `ops.take` has several.
+        value, indices = map(ops.convert_to_tensor, (value, indices))
+        return torch.take(value, indices.long())
     return ops.take(ops.reshape(value, (-1,)), indices)
 
 
 def scatter(value: Tensor, indices: Tensor, selected: Tensor) -> Tensor:
-    """Return `value` with `selected` at the flat positions; the rest keeps its bits."""
+    """Return `value` with `selected` at flat indices; the rest keeps its bits."""
     if _may_be_sharded(value):
         return ops.scatter_update(
             value,
@@ -37,24 +43,28 @@ def _may_be_sharded(value: Tensor) -> bool:
 
 
 def _coordinates(value: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
-    """Return the position along each axis: XLA gathers a weight before it flattens it.
+    """Return the index along each axis: XLA gathers a weight before it flattens it.
 
-    With one position per axis every device looks among its own scalars, and only the
+    With one index per axis every device looks among its own scalars, and only the
     selected ones are sent.
     """
     return tuple(ops.unravel_index(indices, tuple(value.shape)))
 
 
 def write(variable: Any, indices: Tensor, selected: Tensor) -> None:
-    """Set the scalars of `variable` at flat positions; the rest keeps its bits.
+    """Set the scalars of `variable` at flat indices; the rest keeps its bits.
 
     In place on PyTorch, where nothing else does away with a copy of the weight: JAX
     donates its buffer, and TensorFlow's compiler sees both ends.
     """
     eager = keras.backend.backend() == "torch" and not in_stateless_scope()
     if eager and variable.value.is_contiguous():
-        flat = variable.value.detach().view(-1)
-        flat[indices.long()] = ops.cast(selected, variable.dtype)
+        import torch
+
+        with torch.no_grad():
+            flat = variable.value.view(-1)
+            # Not `put_`, which PyTorch's deterministic mode refuses.
+            flat.index_put_((indices.long(),), selected.to(flat.dtype))
         return
     before = ops.convert_to_tensor(variable)
     variable.assign(scatter(before, indices, selected))

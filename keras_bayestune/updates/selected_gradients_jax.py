@@ -1,4 +1,4 @@
-"""Gradients of selected scalars on JAX; see `compact`."""
+"""Gradients of selected scalars on JAX; see `selected_gradients`."""
 
 import os
 from typing import Any
@@ -42,7 +42,7 @@ def lookups(
 
 
 def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
-    """See `compact.with_gradient`."""
+    """See `selected_gradients.with_gradient`."""
 
     @jax.custom_vjp
     def identity(y, x, probe):
@@ -58,11 +58,16 @@ def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
     return identity(y, jax.lax.stop_gradient(x), probe)
 
 
+def recording() -> Any:
+    """See `selected_gradients.recording`."""
+    return None
+
+
 def slowdown(jit_compile: bool = True) -> int:
     """The loop runs on one core, a dense product on all."""
     return os.cpu_count() or 1
 
 
 def is_faster_here(jit_compile: bool) -> bool:
-    """See `compact.is_faster_here`."""
+    """See `selected_gradients.is_faster_here`."""
     return jit_compile and jax.default_backend() == "cpu"

@@ -44,7 +44,7 @@ def kernel_gradient(
 
     Args:
         layout: How the layer multiplies.
-        selected: Flat C-order positions in the kernel, shape `(k,)`.
+        selected: Flat C-order indices in the kernel, shape `(k,)`.
         force: Never `None`.
         jit_compile: Whether the train step is compiled.
     """
@@ -90,7 +90,7 @@ def table_gradient(
 
     Args:
         shape: Of the table, `(entries, width)`.
-        selected: Flat C-order positions in the table, shape `(k,)`.
+        selected: Flat C-order indices in the table, shape `(k,)`.
         force: As in `kernel_gradient`.
     """
     size = math.prod(shape)
@@ -118,6 +118,16 @@ def with_gradient(y: Tensor, x: Tensor, probe: Tensor, gradient: Gradient) -> Te
     return _backend().with_gradient(y, x, probe, gradient)
 
 
+def recording() -> Any:
+    """Return what takes down the operations of this moment, to be compared with `==`.
+
+    A gradient reaches a probe from where the train step itself is taken down: not out
+    of the branch of a TensorFlow conditional, nor from under PyTorch's `vmap`. JAX
+    follows it everywhere.
+    """
+    return _backend().recording()
+
+
 def is_faster_here(jit_compile: bool) -> bool:
     """Whether any of this can be faster on this device.
 
@@ -129,4 +139,4 @@ def is_faster_here(jit_compile: bool) -> bool:
 
 def _backend() -> Any:
     name = keras.backend.backend()
-    return importlib.import_module(f"keras_bayestune.updates.compact_{name}")
+    return importlib.import_module(f"keras_bayestune.updates.selected_gradients_{name}")

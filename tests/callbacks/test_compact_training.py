@@ -1,13 +1,16 @@
 """Compact gradients inside `fit`: both stages, other callbacks, the argument."""
 
+import copy
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
-from keras.optimizers import Adam
+from keras.optimizers import SGD, Adam
 
-from keras_bayestune import BayesTuneSGLD, SparseMaskCallback
+from keras_bayestune import BayesTuneSGLD, SparseMaskCallback, SparseOptimizer
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.optimizers.compact_gradients import CompactGradients
 
 
 def new_model():
@@ -22,26 +25,35 @@ def new_model():
     return model
 
 
-def fitted(compact, *callbacks, **arguments):
-    model = new_model()
-    select = SparseMaskCallback(
+def new_select(compact, **arguments):
+    return SparseMaskCallback(
         0.5,
         finetune_optimizer=Adam(1e-2),
         compact_gradients=compact,
         **(arguments or {"sampling_epochs": 1}),
     )
+
+
+def data():
     rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 20, (40, 4)), rng.integers(0, 3, (40, 4))
-    seen = Seen(select)
+    return rng.integers(0, 20, (40, 4)), rng.integers(0, 3, (40, 4))
+
+
+def fit(model, callbacks, epochs=3):
     model.fit(
-        x,
-        y,
+        *data(),
         batch_size=4,
-        epochs=3,
+        epochs=epochs,
         shuffle=False,
         verbose=0,
-        callbacks=[select, *callbacks, seen],
+        callbacks=callbacks,
     )
+
+
+def fitted(compact, *callbacks, **arguments):
+    model, select = new_model(), new_select(compact, **arguments)
+    seen = Seen(select)
+    fit(model, [select, *callbacks, seen])
     assert not any("call" in vars(layer) for layer in model.layers)
     return seen.layers, [ops.convert_to_numpy(v) for v in model.weights]
 
@@ -81,11 +93,59 @@ def test_small_weights_are_left_alone_by_themselves():
 
 
 def test_weights_kept_in_stage_one_are_restored_after_stage_two():
+    kept = []
+    keep = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: kept.append(stopping.model.get_weights())
+    )
     stopping = keras.callbacks.EarlyStopping(
         "samples", mode="min", patience=9, restore_best_weights=True
     )
-    _, restored = fitted(True, stopping)
-    assert len(restored) == len(new_model().weights)
+    _, restored = fitted(True, keep, stopping)
+    for new, first, last in zip(restored, kept[0], kept[-1], strict=True):
+        np.testing.assert_array_equal(new, first)
+        assert (new != last).any()
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+def test_an_interrupted_fit_leaves_the_plain_model(where, monkeypatch, tmp_path):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    between = keras.callbacks.Callback()
+    callbacks = [new_select(True)]
+    if where == "in a step":
+        monkeypatch.setattr(SparseOptimizer, "_apply_to_selected", interrupt)
+    else:
+        between.on_epoch_end = lambda epoch, logs=None: epoch == 1 and interrupt()
+        callbacks.append(between)
+    model = new_model()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, callbacks)
+    monkeypatch.undo()
+    gradients = callbacks[0]._compact.gradients
+    assert gradients.layers and model.train_function is gradients._train_function
+
+    assert "train_step" not in vars(model)
+    assert not any("call" in vars(layer) for layer in model.layers)
+    assert not any("probe" in v.path for v in model.variables)
+    optimizer = model.optimizer
+    assert not optimizer._probed
+    assert len(optimizer._trainable_variables) == len(model.trainable_variables)
+    x, _ = data()
+    outputs = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    for other in (
+        copy.deepcopy(model),
+        keras.saving.load_model(tmp_path / "model.keras"),
+    ):
+        np.testing.assert_array_equal(other.predict(x, verbose=0), outputs)
+
+    # Neither a `fit` without the callback nor one with another optimizer uses them.
+    monkeypatch.setattr(CompactGradients, "_showing_probes", interrupt)
+    fit(model, [], epochs=1)
+    assert model.train_function is not gradients._train_function
+    model.compile(SGD(0.1), keras.losses.SparseCategoricalCrossentropy(True))
+    fit(model, [], epochs=1)
 
 
 def test_argument():

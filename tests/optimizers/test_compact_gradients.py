@@ -8,6 +8,7 @@ from keras.optimizers import SGD, Adam
 
 from keras_bayestune import SparseMask, SparseOptimizer
 from keras_bayestune.optimizers.compact_gradients import CompactGradients
+from keras_bayestune.updates import selected_gradients
 
 BACKEND = keras.backend.backend()
 TOKENS = 30
@@ -52,19 +53,19 @@ def new_compiled(inner=lambda: Adam(1e-2), dtype="float32", **arguments):
     return model
 
 
-def fit(model, gradients=None, epochs=1):
+def fit(model, gradients=None, x=None, y=None, batch_size=8):
     callbacks = []
     if gradients is not None:
         announcing = keras.callbacks.Callback()
         announcing.on_train_batch_begin = lambda batch, logs=None: gradients.announce()
         callbacks.append(announcing)
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, TOKENS, (2, 24, 6)).astype("int32")
+    if x is None:
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(0, TOKENS, (2, 24, 6)).astype("int32")
     model.fit(
         x,
         y,
-        batch_size=8,
-        epochs=epochs,
+        batch_size=batch_size,
         verbose=0,
         shuffle=False,
         callbacks=callbacks,
@@ -198,3 +199,88 @@ def test_eager_models_and_models_without_stage_two():
     model.compile(SGD(0.1), "mse")
     with pytest.raises(ValueError, match=r"needs a model whose SparseOptimizer is bui"):
         CompactGradients(model)
+
+
+class Inside(keras.layers.Layer):
+    """Calls a layer from inside something."""
+
+    def __init__(self, how, dense):
+        super().__init__()
+        self.how, self.dense = how, dense
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.how(self.dense, x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+def scanned(layer, x):
+    _, rows = ops.scan(lambda carry, row: (carry, layer(row)), ops.zeros(()), xs=x)
+    return rows
+
+
+PLACES = {
+    "vectorized_map": lambda layer, x: ops.vectorized_map(layer, x),
+    "map": lambda layer, x: ops.map(layer, x),
+    "scan": scanned,
+    "cond": lambda layer, x: ops.cond(
+        ops.sum(x) > 0, lambda: layer(x), lambda: 2.0 * layer(x)
+    ),
+    "loop": lambda layer, x: ops.fori_loop(0, 2, lambda i, x: layer(x), x),
+    "both": lambda layer, x: layer(x) + ops.vectorized_map(layer, x),
+}
+
+
+@pytest.mark.parametrize("force", [True, False], ids=["True", "auto"])
+def test_a_layer_that_is_called_inside_something(force, monkeypatch):
+    monkeypatch.setattr(selected_gradients, "SMALLEST_WEIGHT", 1)
+    monkeypatch.setattr(selected_gradients, "ENTRY_COST", 1)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 8, 3, 6)).astype("float32")
+    found = []
+    for compact in (False, True):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(1)
+        layers = keras.layers
+        outputs = inputs = keras.Input((3, 6), batch_size=4)
+        for name, how in PLACES.items():
+            outputs = Inside(how, layers.Dense(6, "tanh", name=name))(outputs)
+        outputs = layers.TimeDistributed(layers.Dense(6))(outputs)
+        with keras.RematScope(mode="full"):
+            rematerialised = Inside(lambda layer, x: layer(x), layers.Dense(6))
+        model = keras.Model(inputs, rematerialised(outputs))
+        mask = SparseMask(
+            {v.path: [0, 1] for v in model.weights},
+            {v.path: tuple(v.shape) for v in model.weights},
+        )
+        model.compile(SparseOptimizer(SGD(0.5), mask), "mse")
+        before = [ops.convert_to_numpy(v).copy() for v in model.weights]
+        model.optimizer.build(model.trainable_variables)
+        gradients = None
+        if compact:
+            gradients = CompactGradients(model, force=force)
+            assert gradients.layers or BACKEND == "torch"
+            gradients.install()
+        fit(model, gradients, x=x, y=y, batch_size=4)
+        found.append([ops.convert_to_numpy(v) for v in model.weights])
+    for dense, compact, old in zip(*found, before, strict=True):
+        np.testing.assert_allclose(compact, dense, atol=1e-6)
+        assert (dense.reshape(-1)[:2] != old.reshape(-1)[:2]).all()
+
+
+def test_a_train_step_of_the_users_own_keeps_whole_gradients(monkeypatch):
+    class Own(keras.Model):
+        def train_step(self, *args):
+            return super().train_step(*args)
+
+    monkeypatch.setattr(selected_gradients, "SMALLEST_WEIGHT", 1)
+    model = new_model()
+    own = Own(model.inputs, model.outputs)
+    own.compile(SparseOptimizer(Adam(1e-2), new_mask(own)), "mse")
+    own.optimizer.build(own.trainable_variables)
+    assert not CompactGradients(own).layers
+    assert CompactGradients(own, force=True).layers

@@ -112,14 +112,7 @@ class Look(keras.callbacks.Callback):
         )
 
     def _stage_two(self, optimizer):
-        compact = [
-            state
-            for position, value in zip(
-                optimizer._positions, optimizer._values, strict=True
-            )
-            if position is not None
-            for state in (position, value)
-        ]
+        compact = [v for each in optimizer._vectors for v in (each.value, each.indices)]
         inner = [v for v in optimizer.inner.variables if len(v.shape) == 1]
         self.found["compact"] = len(compact)
         self.found["compact_sharded"] = [

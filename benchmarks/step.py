@@ -22,6 +22,7 @@ from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.samplers import ScalarMetric
 
 SIZES = {  # layers, heads, width, inner width, vocabulary
+    "tiny": (12, 2, 16, 32, 30522),  # as many weights as BERT-base, for `dispatch`
     "4m": (2, 2, 128, 512, 30522),
     "23m": (6, 12, 384, 1536, 30522),
     "110m": (12, 12, 768, 3072, 30522),
@@ -103,14 +104,20 @@ def nbytes(variable: keras.Variable) -> int:
     return keras.ops.convert_to_numpy(variable).nbytes
 
 
-def gradient_bytes(model: keras.Model, compact: bool) -> int:
-    """Switch compact gradients on if asked; return the bytes of all gradients."""
-    if compact:
-        training = CompactTraining()
-        training.set_model(model)
-        training.start()
-        return training.gradients.gradient_bytes
-    return sum(map(nbytes, model.trainable_variables))
+def compact_training(
+    model: keras.Model, name: str, when: bool | str = "auto"
+) -> CompactTraining:
+    """Return the callback that gives the methods of that name compact gradients."""
+    training = CompactTraining(when if "compact" in name else False)
+    training.set_model(model)
+    training.start()
+    return training
+
+
+def train(model: keras.Model, training: CompactTraining, x: object, y: object) -> None:
+    """Run one step as `fit` does."""
+    training.on_train_batch_begin(0)
+    model.train_on_batch(x, y)
 
 
 def main() -> None:
@@ -128,7 +135,7 @@ def main() -> None:
     names = list(dict.fromkeys(["adam", *arguments.methods]))
 
     x, y = random_batch(arguments.batch, arguments.tokens)
-    models, first, state, gradients = {}, {}, {}, {}
+    models, first, state, gradients, trainings = {}, {}, {}, {}, {}
     for name in names:
         model = build_model(arguments.size, arguments.tokens)
         model.compile(
@@ -136,19 +143,22 @@ def main() -> None:
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
         start = time.perf_counter()
-        gradients[name] = gradient_bytes(model, compact="compact" in name)
-        model.train_on_batch(x, y)
+        training = trainings[name] = compact_training(model, name)
+        train(model, training, x, y)
         first[name] = time.perf_counter() - start
         scalars = model.count_params()
         state[name] = sum(map(nbytes, model.optimizer.variables)) / scalars
-        gradients[name] /= scalars
+        size = sum(map(nbytes, model.trainable_variables))
+        if training.gradients is not None:
+            size = training.gradients.gradient_bytes
+        gradients[name] = size / scalars
         models[name] = model
         print(f"{name}: first step {first[name]:.1f} s", flush=True)
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(arguments.repeats):
         for name in names:
             start = time.perf_counter()
-            models[name].train_on_batch(x, y)
+            train(models[name], trainings[name], x, y)
             times[name].append(time.perf_counter() - start)
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

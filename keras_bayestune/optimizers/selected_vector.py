@@ -22,7 +22,12 @@ from keras.optimizers import (
     RMSprop,
 )
 
-from keras_bayestune.updates.gather_scatter import gather, resynced, scatter
+from keras_bayestune.updates.gather_scatter import (
+    for_indexing,
+    gather,
+    resynced,
+    scatter,
+)
 
 Tensor = Any  # a backend tensor
 
@@ -103,7 +108,7 @@ class SelectedVector:
         present = joined(
             [
                 gather(ops.convert_to_tensor(weights[i]), indices)
-                for i, indices in self._parts(self.indices)
+                for i, indices in self._parts(for_indexing(self.indices))
             ]
         )
         if weights[self.weights[0]].dtype != self.value.dtype:
@@ -124,7 +129,7 @@ class SelectedVector:
             weights: Those of the optimizer.
         """
         parts: list[Tensor | None] = []
-        for i, indices in self._parts(self.indices):
+        for i, indices in self._parts(for_indexing(self.indices)):
             both = [compact.get(i)]
             if gradients.get(i) is not None:
                 both.append(gather(gradients[i], indices))
@@ -158,7 +163,7 @@ class SelectedVector:
         constrained = [i for i in parts if i in moved and weights[i].constraint]
         if not constrained:
             return
-        for i, indices in self._parts(self.indices):
+        for i, indices in self._parts(for_indexing(self.indices)):
             if i in constrained:
                 value = parts[i]
                 new = scatter(ops.convert_to_tensor(weights[i]), indices, value)
@@ -168,14 +173,18 @@ class SelectedVector:
 
     def written(self, moved: Collection[int]) -> list[tuple[int, Tensor, Tensor]]:
         """Return place, new scalars and their indices of the weights that `moved`."""
-        both = zip(self._parts(self.value), self._parts(self.indices), strict=True)
+        both = zip(
+            self._parts(self.value),
+            self._parts(for_indexing(self.indices)),
+            strict=True,
+        )
         return [(i, value, found) for (i, value), (_, found) in both if i in moved]
 
     def indices_in(self, i: int) -> np.ndarray:
         """Return the flat indices in a weight of this vector."""
-        return ops.convert_to_numpy(dict(self._parts(self.indices))[i])
+        return ops.convert_to_numpy(dict(self._parts(for_indexing(self.indices)))[i])
 
-    def _parts(self, vector: keras.Variable) -> list[tuple[int, Tensor]]:
+    def _parts(self, vector: Any) -> list[tuple[int, Tensor]]:
         """Return place and part of each weight, of `value` or `indices`."""
         whole = ops.convert_to_tensor(vector)
         parts = [whole]

@@ -9,6 +9,12 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 Tensor = Any  # a backend tensor
 
 
+def for_indexing(indices: Any) -> Tensor:
+    """Return int32 indices as the backend takes them, once for several uses."""
+    indices = ops.convert_to_tensor(indices)
+    return indices.long() if keras.backend.backend() == "torch" else indices
+
+
 def gather(value: Tensor, indices: Tensor) -> Tensor:
     """Return the scalars of `value` at flat C-order indices, shape `(k,)`."""
     if _may_be_sharded(value):
@@ -17,8 +23,7 @@ def gather(value: Tensor, indices: Tensor) -> Tensor:
         import torch
 
         # One kernel, where `ops.take` has several.
-        value, indices = map(ops.convert_to_tensor, (value, indices))
-        return torch.take(value, indices.long())
+        return torch.take(ops.convert_to_tensor(value), for_indexing(indices))
     return ops.take(ops.reshape(value, (-1,)), indices)
 
 
@@ -64,7 +69,7 @@ def write(variable: Any, indices: Tensor, selected: Tensor) -> None:
         with torch.no_grad():
             flat = variable.value.view(-1)
             # Not `put_`, which PyTorch's deterministic mode refuses.
-            flat.index_put_((indices.long(),), selected.to(flat.dtype))
+            flat.index_put_((for_indexing(indices),), selected.to(flat.dtype))
         return
     before = ops.convert_to_tensor(variable)
     variable.assign(scatter(before, indices, selected))

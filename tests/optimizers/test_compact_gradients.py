@@ -219,7 +219,7 @@ class Inside(keras.layers.Layer):
 
 
 def scanned(layer, x):
-    _, rows = ops.scan(lambda carry, row: (carry, layer(row)), ops.zeros(()), xs=x)
+    _, rows = ops.scan(lambda carry, row: (carry, layer(row)), x[0], xs=x)
     return rows
 
 

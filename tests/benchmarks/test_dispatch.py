@@ -1,0 +1,21 @@
+"""What a step asks of the device grows only if somebody changes a number here."""
+
+import keras
+import pytest
+
+pytest.importorskip("keras_hub")
+dispatch = pytest.importorskip("benchmarks.dispatch")
+
+BACKEND = keras.backend.backend()
+# Of 12 layers; docs/performance.md shows them beside Keras's Adam.
+MOST_OPERATIONS = {"stage 1": 4800, "stage 2": 420, "stage 2, compact": 360}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts operations of PyTorch")
+@pytest.mark.parametrize("name", MOST_OPERATIONS)
+def test_operations_of_the_optimizers_part(name):
+    found = dispatch.counts(name)
+    assert 0 < found["kernels"] < found["operations"] <= MOST_OPERATIONS[name]
+    if name != "stage 1":
+        assert found["waits for the device"] == 0
+        assert found["copies to the device"] <= 10

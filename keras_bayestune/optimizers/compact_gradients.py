@@ -13,7 +13,7 @@ from keras.layers import Dense, EinsumDense, Embedding, Layer, ReversibleEmbeddi
 from keras_bayestune.optimizers.sparse import SparseOptimizer
 from keras_bayestune.optimizers.unscaled import unscaled
 from keras_bayestune.updates.matmul_layout import MatmulLayout
-from keras_bayestune.updates.probed_step import step_with_probes
+from keras_bayestune.updates.probed_step import keeping_values, step_with_probes
 from keras_bayestune.updates.replicas import is_one_device
 from keras_bayestune.updates.selected_gradients import (
     Gradient,
@@ -140,7 +140,7 @@ class CompactGradients:
                 self.remove()
                 return self.model.train_function(*args)
             self._is_announced = False
-            with self._probed_step():
+            with keeping_values(self.model, args), self._probed_step():
                 return function(*args)
 
         # The one thing that stays between steps; `compile` resets it.

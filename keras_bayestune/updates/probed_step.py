@@ -1,7 +1,7 @@
 """A train step that differentiates by more variables than the model shows outside."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -61,3 +61,27 @@ def step_with_probes(
                 variable.trainable = True
 
     return step
+
+
+@contextmanager
+def keeping_values(model: keras.Model, arguments: Sequence[Any]) -> Iterator[None]:
+    """Give the model its values back if the step with these arguments does not end.
+
+    Keras's JAX trainer takes them away for the time of a step (`purge`), and puts
+    back what it remembers, which may be from before another optimizer came.
+    """
+    try:
+        yield
+    except BaseException:
+        if keras.backend.backend() == "jax":
+            groups = (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                model.metrics_variables,
+            )
+            for variables, values in zip(groups, arguments[0], strict=True):
+                for variable, value in zip(variables, values, strict=True):
+                    variable._value = value
+            model._jax_state_synced = True
+        raise

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_bayestune.selectors.gradients import sum_over_gradients
 from keras_bayestune.selectors.selector import Selector
-from keras_bayestune.selectors.steps import check_steps
+from keras_bayestune.selectors.steps import check_head_steps, check_steps
 from keras_bayestune.selectors.training import Training
 
 
@@ -26,15 +26,18 @@ class GradientSum(Selector):
     so a smaller last batch counts as a full one. Not copied: there dropout is on, each
     batch's gradient is clipped, and each tensor has a budget of its own.
 
-    Cost: one pass over the data, forward and backward; 4 bytes per scalar on the
-    device.
+    Cost: one pass over the data, forward and backward, after `head_steps` batches; 4
+    bytes per scalar on the device.
 
     Args:
         steps: At most so many batches (500 in the authors' code); `None` for one pass
             over the data.
+        head_steps: Batches on which what does not compete, such as a fresh head, is
+            trained first, by Adam(1e-3). A head of random weights has gradients that
+            say little about the task.
 
     Raises:
-        ValueError: if `steps` is no integer >= 1.
+        ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -44,13 +47,15 @@ class GradientSum(Selector):
     True
     """
 
-    def __init__(self, steps: int | None = None):
+    def __init__(self, steps: int | None = None, head_steps: int = 0):
         self.steps = check_steps("steps", steps)
+        self.head_steps = check_head_steps(head_steps)
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
     ) -> dict[str, Any]:
         """Return `|sum of gradients|`."""
+        training.train_head(variables, self.head_steps)
         sums = sum_over_gradients(_itself, variables, training, self.steps)
         return {path: np.abs(total) for path, total in sums.items()}
 

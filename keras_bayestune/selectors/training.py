@@ -47,6 +47,20 @@ class Training:
             steps=steps,
         )
 
+    def train_head(self, competing: Sequence[keras.Variable], steps: int) -> None:
+        """Fit all but the `competing` variables for `steps` batches, by Adam(1e-3)."""
+        head = {id(v) for v in self.model.trainable_variables}
+        head -= {id(v) for v in competing}
+        if not (steps and head):
+            return
+        for variable in competing:
+            variable.trainable = False
+        try:
+            self.train(keras.optimizers.Adam(1e-3), None, steps)
+        finally:
+            for variable in competing:
+                variable.trainable = True
+
     def visit(
         self,
         optimizer: keras.optimizers.Optimizer,

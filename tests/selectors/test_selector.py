@@ -6,8 +6,10 @@ import pytest
 
 from keras_bayestune import BayesTuneSGLD, LaplacePrior
 from keras_bayestune.selectors import (
+    SNIP,
     Fisher,
     GradientSum,
+    LowRankMagnitude,
     Magnitude,
     Movement,
     ScaleSelector,
@@ -19,6 +21,8 @@ SELECTORS = {
     "magnitude": Magnitude(),
     "gradient sum": GradientSum(),
     "fisher": Fisher(),
+    "snip": SNIP(),
+    "low rank": LowRankMagnitude(rank=1),
     "movement": Movement(keras.optimizers.Adam(1e-2), epochs=1),
     "scale": ScaleSelector(
         BayesTuneSGLD(1e-2, warmup_steps=0, burn_in_steps=1, thinning=1, seed=0),

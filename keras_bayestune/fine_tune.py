@@ -7,16 +7,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.switching import switch_optimizer
 from keras_bayestune.default_selector import default_selector
-from keras_bayestune.deltas import SparseDelta
+from keras_bayestune.deltas import SparseDelta, base_values
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.optimizers.arguments import check_inner
+from keras_bayestune.paths import variables_by_path
 from keras_bayestune.priors import is_marked
 from keras_bayestune.rehearsal import check_budget, check_callbacks, check_one_batch
 from keras_bayestune.selectors import Selector
@@ -194,11 +194,7 @@ def fine_tune(
     if seed is not None:
         keras.utils.set_random_seed(seed)
 
-    base = {
-        variable.path: ops.convert_to_numpy(variable.value)
-        for variable in model.weights
-        if keras.backend.is_float_dtype(variable.dtype)
-    }
+    base = base_values(model)
     passes: dict[str, Any] = {
         "class_weight": class_weight,
         "steps_per_epoch": steps_per_epoch,
@@ -215,11 +211,12 @@ def fine_tune(
         **passes,
     )
     others = {
-        variable.path: tuple(variable.shape)
-        for variable in model.trainable_variables
-        if variable.path not in scores
+        path: tuple(variable.shape)
+        for path, variable in variables_by_path(model.trainable_variables).items()
+        if path not in scores
     }
     mask = SparseMask.from_scores(scores, always=others, **budget)
+    mask = mask.renamed(model.trainable_variables)
     with strategy_scope(model):
         inner = finetune_optimizer or keras.optimizers.Adam(1e-3)
         switch_optimizer(model, SparseOptimizer(inner, mask), loss, metrics)

@@ -1,44 +1,103 @@
 """Variable paths: the stable key of masks and deltas, and how two models match."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import keras
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Keras numbers automatic names `dense`, `dense_1`, `dense_2`, ...: never `_0`.
-_NUMBERED = re.compile(r"(.+)_([1-9][0-9]*)")
+# Keras numbers automatic names `dense`, `dense_1`, `dense_2`, ...: never `_0`. A number
+# after `#` is ours, of layers that share a path.
+_NAME = re.compile(
+    r"(?P<base>.*?)(?:_(?P<number>[1-9][0-9]*))?(?:#(?P<twin>[0-9]+))?", re.DOTALL
+)
+_RANK = re.compile(r"(#[0-9]+)+(?=/|$)")
 _LISTED = 5
 
 
 def variable_paths(variables: Iterable[keras.Variable]) -> list[str]:
-    """Returns the `path` of each variable, in order.
+    """Returns a path for each variable, in order, each at most once.
+
+    It is Keras's `path`, which is not unique: two towers built by one function share
+    theirs, and so do layers that a model builds outside their parents (KerasHub's
+    T5). Later ones are told apart by a number at their layer, in the order given:
+    `fc1/kernel`, `fc1#2/kernel`. So the path of such a variable depends on the list
+    it is in; lists of one model are matched by `match_variables`.
 
     Args:
         variables: Variables of one model.
 
-    Raises:
-        ValueError: Two different variables share a path, so that a path would not
-            say which one is meant.
-
     Example:
         >>> import keras
-        >>> layer = keras.layers.Dense(2, name="logits")
-        >>> layer.build((None, 3))
-        >>> variable_paths(layer.variables)
-        ['logits/kernel', 'logits/bias']
+        >>> towers = [keras.layers.Dense(2, name="fc1") for _ in range(2)]
+        >>> for layer in towers:
+        ...     layer.build((None, 3))
+        >>> variable_paths(towers[0].variables + towers[1].variables)
+        ['fc1/kernel', 'fc1/bias', 'fc1#2/kernel', 'fc1#2/bias']
     """
     paths = [variable.path for variable in variables]
-    repeated = [path for path, count in Counter(paths).items() if count > 1]
-    if repeated:
-        raise ValueError(
-            "Variable paths must be unique, because masks and deltas use them as "
-            f"keys. Received {_listing(repeated)} more than once. Give the layers "
-            "that hold them different names."
-        )
-    return paths
+    taken, latest = set(paths), dict.fromkeys(paths, 0)
+    unique = []
+    for path in paths:
+        latest[path] += 1
+        key = path
+        while latest[path] > 1 and key in taken:
+            layer, slash, name = path.rpartition("/")
+            number = f"#{latest[path]}"
+            key = f"{layer}{number}/{name}" if slash else f"{name}{number}"
+            latest[path] += key in taken
+        taken.add(key)
+        unique.append(key)
+    return unique
+
+
+def variables_by_path(
+    variables: Iterable[keras.Variable],
+) -> dict[str, keras.Variable]:
+    """Returns `{path: variable}` with the paths of `variable_paths`."""
+    variables = list(variables)
+    return dict(zip(variable_paths(variables), variables, strict=True))
+
+
+def match_variables(
+    saved: Shapes, variables: Iterable[keras.Variable]
+) -> dict[str, keras.Variable]:
+    """Returns `{saved path: variable}`, matched as `match_paths` does.
+
+    Args:
+        saved: Shape of each saved variable by path.
+        variables: Those of the model at hand, in its order.
+
+    Raises:
+        ValueError: As `match_paths`.
+    """
+    present = variables_by_path(variables)
+    matched = match_paths(saved, {path: v.shape for path, v in present.items()})
+    return {path: present[here] for path, here in matched.items()}
+
+
+def saved_paths(saved: Shapes, variables: Iterable[keras.Variable]) -> list[str]:
+    """Returns the path that each variable had when `saved` was, for patterns.
+
+    A pattern such as "/head/" was written for these. Where Keras calls a variable
+    otherwise in a loaded model, the pattern still means the same one.
+
+    Args:
+        saved: Shape of each variable by path, empty if nothing was saved.
+        variables: Those of the model at hand, in its order.
+
+    Returns:
+        Paths in order; those of `variable_paths` if `saved` is of another model.
+    """
+    present = variables_by_path(variables)
+    try:
+        matched = match_variables(saved, present.values())
+    except ValueError:
+        return list(present)
+    before = {id(variable): path for path, variable in matched.items()}
+    return [before.get(id(variable), path) for path, variable in present.items()]
 
 
 def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
@@ -55,14 +114,19 @@ def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
     3. As 2, with automatic numbers replaced by their rank among the siblings of the
        same name: `dense_5`, `dense_7` are `dense`, `dense_1`. Names that start
        at `_0` are not automatic and stay as they are.
+    4. In order. When Keras loads a `.keras` file, layers within a `Sequential` or a
+       subclassed model may lose the names of what they lie in: `net/head/kernel` is
+       then `head/kernel`, beside `net_1/scale`, a weight of `net` itself. The order
+       stays. Each pair must agree but for components that one side lacks and for
+       automatic numbers, and these must rise together.
 
-    Rules 2 and 3 need complete coverage: both sides hold the same number of
+    Rules 2 to 4 need complete coverage: both sides hold the same number of
     variables and each one finds its partner with an equal shape. Otherwise a
     part of one model could silently match another part of the other.
 
     Args:
-        saved: Shape of each saved variable by path.
-        present: Shape of each variable of the model at hand by path.
+        saved: Shape of each saved variable by path, in the model's order.
+        present: Shape of each variable of the model at hand by path, in its order.
 
     Returns:
         `{saved path: present path}`, one to one, in the order of `saved`.
@@ -103,6 +167,8 @@ def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
             return {path: by_key[key] for path, key in saved_keys.items()}
         extra_paths = [path for path, key in present_keys.items() if key in extra]
         differences.append((missing, extra_paths, reshaped))
+    if _fits_in_order(saved, present):
+        return dict(zip(saved, present, strict=True))
     # The rule that came nearest tells the user most.
     missing, extra_paths, reshaped = min(
         differences, key=lambda lists: sum(len(items) for items in lists)
@@ -126,16 +192,33 @@ def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
     raise ValueError(" ".join(lines))
 
 
+def _fits_in_order(saved: Shapes, present: Shapes) -> bool:
+    """Whether the variables are the same in order, but for what Keras drops."""
+    if list(saved.values()) != list(present.values()):
+        return False
+    saved_kinds, present_kinds = _kinds(saved), _kinds(present)
+    renumbered = defaultdict(list)
+    for path, here in zip(saved, present, strict=True):
+        kinds = saved_kinds[path], present_kinds[here]
+        if not _is_within(*kinds):
+            return False
+        if not _is_within(path, here):
+            renumbered[kinds].append((_numbers(path), _numbers(here)))
+    # Layers of one kind fit in any order, and a mask may have lost the model's.
+    orders = ([here for _, here in sorted(pairs)] for pairs in renumbered.values())
+    return all(order == sorted(order) for order in orders)
+
+
 def _check_not_ambiguous(saved: Shapes, present: Shapes) -> None:
     """Raises if a shifted automatic number fits an identical match as well."""
-    keys = _renumbered({path: path for path in present})
+    kinds = _kinds(present)
     wanted = defaultdict(list)
     for path, shape in saved.items():
-        wanted[_without_ranks(keys[path]), shape].append(path)
+        wanted[kinds[path], shape].append(path)
     rivals = [
         f"{path} beside {wanted[key][0]}"
         for path, shape in present.items()
-        if path not in saved and (key := (_without_ranks(keys[path]), shape)) in wanted
+        if path not in saved and (key := (kinds[path], shape)) in wanted
     ]
     if rivals:
         raise ValueError(
@@ -179,9 +262,7 @@ def _ranked(names: set[str]) -> dict[str, str]:
     """`{name: name with its automatic number replaced by its rank}`."""
     groups = defaultdict(list)
     for name in names:
-        numbered = _NUMBERED.fullmatch(name)
-        base, number = (numbered[1], int(numbered[2])) if numbered else (name, 0)
-        groups[base].append((number, name))
+        groups[_parsed(name)["base"]].append((_number(name), name))
     return {
         name: name if f"{base}_0" in names else f"{base}#{rank}"
         for base, members in groups.items()
@@ -189,8 +270,31 @@ def _ranked(names: set[str]) -> dict[str, str]:
     }
 
 
-def _without_ranks(key: str) -> str:
-    return re.sub(r"#[0-9]+(?=/|$)", "#", key)
+def _parsed(name: str) -> dict[str, str]:
+    return _NAME.fullmatch(name).groupdict("0")  # type: ignore[union-attr]
+
+
+def _number(name: str) -> tuple[int, int]:
+    """The numbers at the end of a name: automatic, and among layers of one path."""
+    parts = _parsed(name)
+    return int(parts["number"]), int(parts["twin"])
+
+
+def _numbers(path: str) -> list[tuple[int, int]]:
+    return [_number(name) for name in path.split("/")]
+
+
+def _kinds(paths: Iterable[str]) -> dict[str, str]:
+    """`{path: path without automatic numbers}`."""
+    keys = _renumbered({path: path for path in paths})
+    return {path: _RANK.sub("", key) for path, key in keys.items()}
+
+
+def _is_within(one: str, other: str) -> bool:
+    """Whether a path is the other with components left out, but not the last two."""
+    short, long = sorted((one.split("/"), other.split("/")), key=len)
+    rest = iter(long)
+    return short[-2:] == long[-2:] and all(part in rest for part in short)
 
 
 def _listing(items: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_bayestune.paths import variables_by_path
+
 
 def is_task(model: keras.Model) -> bool:
     """Return whether `model` is a KerasHub task, whose `fit` preprocesses."""
@@ -25,4 +27,5 @@ def task_head_paths(model: keras.Model) -> tuple[str, ...]:
     if not is_task(model) or model.backbone is None:
         return ()
     inside = {id(variable) for variable in model.backbone.variables}
-    return tuple(v.path for v in model.trainable_variables if id(v) not in inside)
+    paths = variables_by_path(model.trainable_variables)
+    return tuple(path for path, v in paths.items() if id(v) not in inside)

@@ -1,7 +1,13 @@
 import keras
+import numpy as np
 import pytest
 
-from keras_bayestune.paths import match_paths, variable_paths
+from keras_bayestune.paths import (
+    match_paths,
+    saved_paths,
+    variable_paths,
+    variables_by_path,
+)
 
 
 def chain(*names, shapes=None):
@@ -190,11 +196,125 @@ def test_two_copies_of_a_model_match_in_order():
         match_paths(part, shapes[0])
 
 
-def test_variable_paths_must_be_unique():
-    twin = [keras.layers.Dense(2, name="dense") for _ in range(2)]
-    for layer in twin:
-        layer.build((None, 2))
-    variables = twin[0].variables + twin[1].variables
-    with pytest.raises(ValueError, match="dense/kernel, dense/bias more than once"):
-        variable_paths(variables)
+# Variables of one path.
+
+
+def layer(name, units=2):
+    built = keras.layers.Dense(units, name=name)
+    built.build((None, 2))
+    return built
+
+
+def test_later_layers_of_one_path_are_numbered():
+    layers = [layer("fc1"), layer("head"), layer("fc1"), layer("fc1")]
+    variables = [variable for one in layers for variable in one.variables]
+    assert variable_paths(variables) == [
+        "fc1/kernel",
+        "fc1/bias",
+        "head/kernel",
+        "head/bias",
+        "fc1#2/kernel",
+        "fc1#2/bias",
+        "fc1#3/kernel",
+        "fc1#3/bias",
+    ]
+    assert list(variables_by_path(variables).values()) == variables
     assert variable_paths([]) == []
+
+
+def test_a_number_is_never_a_path_that_exists():
+    layers = [layer("fc1"), layer("fc1#2"), layer("fc1"), layer("fc1#2"), layer("fc1")]
+    paths = variable_paths([one.kernel for one in layers])
+    assert [path.removesuffix("/kernel") for path in paths] == [
+        "fc1",
+        "fc1#2",
+        "fc1#3",
+        "fc1#2#2",
+        "fc1#4",
+    ]
+
+
+def test_a_variable_without_a_layer():
+    variables = [keras.Variable(np.zeros(2), name="scale") for _ in range(2)]
+    assert variable_paths(variables) == ["scale", "scale#2"]
+
+
+def test_twins_match_in_order_and_their_part_is_ambiguous():
+    twins = chain("fc1", "fc1#2")
+    assert match_paths(twins, twins) == {path: path for path in twins}
+    prefixed = chain("net/fc1", "net/fc1#2")
+    assert layers_of(match_paths(prefixed, twins)) == {
+        "net/fc1": "fc1",
+        "net/fc1#2": "fc1#2",
+    }
+    with pytest.raises(ValueError, match="ambiguous.*fc1#2/kernel beside fc1/kernel"):
+        match_paths(chain("fc1"), twins)
+
+
+def test_a_twin_alone_is_its_tower():
+    # One tower is frozen: among the trainable variables the other has no number.
+    assert layers_of(match_paths(chain("fc1#2", "head"), chain("fc1", "head"))) == {
+        "fc1#2": "fc1",
+        "head": "head",
+    }
+
+
+# Rule 4: in order, where Keras drops components on loading.
+
+NET = {"net/scale": (), **chain("net/block/dense", "net/block/dense_1", "net/head")}
+
+
+@pytest.mark.parametrize(
+    "loaded",
+    [
+        {"net_1/scale": (), **chain("dense_4", "dense_5", "head")},
+        {"net/scale": (), **chain("block_2/dense_9", "block_2/dense_10", "head")},
+        {"net_1/scale": (), **chain("net_1/dense_1", "net_1/dense_2", "head")},
+    ],
+)
+def test_dropped_components(loaded):
+    assert match_paths(NET, loaded) == dict(zip(NET, loaded, strict=True))
+    assert match_paths(loaded, NET) == dict(zip(loaded, NET, strict=True))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"net_1/scale": (), **chain("dense_5", "dense_4", "head")},
+        {"net_1/scale": (), **chain("dense_4", "head", "dense_5")},
+        {"net_1/scale": (), **chain("conv_4", "conv_5", "head")},
+        {"net_1/shift": (), **chain("dense_4", "dense_5", "head")},
+        {"net_1/scale": (), **chain("other/dense_4", "other/dense_5", "head")},
+        {"net_1/scale": (1,), **chain("dense_4", "dense_5", "head")},
+        {"net_1/scale": (), **chain("dense_4", "dense_5")},
+    ],
+    ids=["numbers", "order", "layer", "variable", "parent", "shape", "fewer"],
+)
+def test_not_what_keras_would_call_it(other):
+    for pair in [(NET, other), (other, NET)]:
+        with pytest.raises(ValueError, match="do not match"):
+            match_paths(*pair)
+
+
+def test_two_towers_are_not_exchanged():
+    saved = {"net/scale": (), **chain("net/text/dense", "net/image/dense")}
+    with pytest.raises(ValueError, match="do not match"):
+        match_paths(saved, {"net_1/scale": (), **chain("image/dense", "text/dense")})
+
+
+def test_a_mask_that_lost_the_order_does_not_match():
+    # `dense` is taken whole and was added last; by order it would be `dense_5`.
+    saved = chain("net/dense_1", "net/dense_2", "net/dense") | {"net/scale": ()}
+    present = chain("dense_3", "dense_4", "dense_5") | {"net_1/scale": ()}
+    with pytest.raises(ValueError, match="do not match"):
+        match_paths(saved, present)
+
+
+def test_paths_that_patterns_were_written_for():
+    layers = [layer("a"), layer("head")]
+    variables = [variable for one in layers for variable in one.variables]
+    saved = chain("net/a", "net/head", shapes=[(2, 2), (2, 2)])
+    assert saved_paths(saved, variables) == list(saved)
+    own = variable_paths(variables)
+    assert saved_paths({}, variables) == own
+    assert saved_paths(chain("other"), variables) == own

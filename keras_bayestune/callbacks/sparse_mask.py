@@ -24,6 +24,7 @@ from keras_bayestune.callbacks.switching import switch_optimizer
 from keras_bayestune.callbacks.task_head import without_prior_on
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
+from keras_bayestune.paths import variables_by_path
 from keras_bayestune.priors import is_marked
 from keras_bayestune.tasks import task_head_paths
 from keras_bayestune.updates.replicas import strategy_scope
@@ -235,6 +236,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self.plan.check_fit(
             self._stage_one(), self.params["epochs"], self.params.get("steps")
         )
+        if not self.model.built:
+            raise ValueError(
+                f"The model {self.model.name!r} is not built, so there are no weights "
+                "yet that stage 1 could start from. Build it before `fit`: begin it "
+                "with keras.Input, or call it on a batch."
+            )
         self._exclude_head()
         optimizer = self._stage_one()
         if optimizer.built and optimizer.num_updates == 0:
@@ -439,9 +446,9 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._numbers = stage_one_numbers(optimizer, self.plan.threshold, self._trace)
         excluded = optimizer.excluded_paths()
         whole = {
-            v.path: tuple(v.shape)
-            for v in self.model.trainable_variables
-            if v.path in excluded
+            path: tuple(v.shape)
+            for path, v in variables_by_path(self.model.trainable_variables).items()
+            if path in excluded
         }
         mask = SparseMask.from_scores(
             scores,
@@ -449,11 +456,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
             threshold=self.plan.threshold,
             per_layer=self.per_layer,
             always=whole,
-        )
+        ).renamed(self.model.trainable_variables)
         self._result = Result(
             mask=mask,
             scores=scores,
-            anchors={**optimizer.anchors(), **self._anchors_of_statistics()},
+            anchors=self._anchors_by_path(optimizer),
             skipped_steps=optimizer.skipped_steps,
             metadata={
                 "selector": "posterior mean scale",
@@ -482,7 +489,15 @@ class SparseMaskCallback(keras.callbacks.Callback):
             switch_optimizer(self.model, stage_two)
             self._attach()
 
-    def _anchors_of_statistics(self) -> dict[str, np.ndarray]:
+    def _anchors_by_path(self, optimizer: BayesTuneSGLD) -> dict[str, np.ndarray]:
+        """`{path: value before stage 1}`, with the paths of `base_values`."""
+        trained = variables_by_path(optimizer._trainable_variables)
+        pairs = [(trained[path], a) for path, a in optimizer.anchors().items()]
+        values = {id(v): a for v, a in [*pairs, *self._anchors_of_statistics()]}
+        paths = variables_by_path(self.model.weights)
+        return {p: values[id(v)] for p, v in paths.items() if id(v) in values}
+
+    def _anchors_of_statistics(self) -> list[tuple[keras.Variable, np.ndarray]]:
         variables = self._statistics()
         anchors = self._stage_one().non_trainable_anchors
         shapes = [tuple(v.shape) for v in variables]
@@ -492,10 +507,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 f"the state of stage 1 was begun with {len(anchors)} or with others. "
                 "Keep the layers and their `trainable` as they were when it began."
             )
-        return {v.path: a for v, a in zip(variables, anchors, strict=True)}
+        return list(zip(variables, anchors, strict=True))
 
     def _restore(self) -> None:
         anchors = self.anchors
-        for variable in self.model.variables:
-            if variable.path in anchors:
-                variable.assign(anchors[variable.path])
+        for path, variable in variables_by_path(self.model.weights).items():
+            if path in anchors:
+                variable.assign(anchors[path])

@@ -17,6 +17,7 @@ def without_prior_on(paths: Iterable[str], optimizer: BayesTuneSGLD) -> BayesTun
         "sampler": optimizer.sampler,
         "exclude": [f"^{re.escape(path)}$" for path in paths],
     }
+    del arguments["saved_shapes"]
     if not isinstance(optimizer._learning_rate, keras.Variable):
         arguments["learning_rate"] = optimizer._learning_rate
     new = BayesTuneSGLD(**arguments)

@@ -6,6 +6,7 @@ from keras_bayestune.deltas.dare import dare
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.delta_set import DeltaSet
 from keras_bayestune.deltas.export import save_merged
+from keras_bayestune.deltas.model_variables import base_values
 from keras_bayestune.deltas.ties import ties
 from keras_bayestune.deltas.weighted_sum import weighted_mean, weighted_sum
 
@@ -14,6 +15,7 @@ __all__ = [
     "DeltaSet",
     "SparseDelta",
     "average_predictions",
+    "base_values",
     "conflicts",
     "dare",
     "save_merged",

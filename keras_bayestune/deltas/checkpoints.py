@@ -9,10 +9,10 @@ import keras
 import numpy as np
 
 from keras_bayestune.deltas.capture import bits
-from keras_bayestune.deltas.matching import match_variables
 from keras_bayestune.deltas.model_variables import floating_variables, read_variable
 from keras_bayestune.deltas.variable import VariableDelta
 from keras_bayestune.masks import SparseMask
+from keras_bayestune.paths import match_paths
 
 Checkpoint: TypeAlias = keras.Model | str | os.PathLike[str]
 
@@ -90,7 +90,7 @@ def _partners(
         for side in (before, after)
     ]
     try:
-        matched = match_variables(*shapes)
+        matched = match_paths(*shapes)
     except ValueError as error:
         raise ValueError(f"The checkpoints are of different models. {error}") from error
     if len(before) != len(after):

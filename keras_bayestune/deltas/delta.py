@@ -17,7 +17,12 @@ from keras_bayestune.deltas.capture import capture
 from keras_bayestune.deltas.checkpoints import Checkpoint, compare
 from keras_bayestune.deltas.decoding import decode, read
 from keras_bayestune.deltas.encoding import encode
-from keras_bayestune.deltas.model_variables import Target, pair_with_model
+from keras_bayestune.deltas.model_variables import (
+    Target,
+    check_still_there,
+    lost_variables,
+    pair_with_model,
+)
 from keras_bayestune.deltas.narrowing import narrow
 from keras_bayestune.deltas.variable import VariableDelta, fingerprint
 from keras_bayestune.files import write_atomic
@@ -105,13 +110,15 @@ class SparseDelta:
             callback: A `SparseMaskCallback` whose stage 1 is over: gives mask, base
                 values (`anchors`) and metadata.
             mask: Instead of `callback`: the mask.
-            base: Instead of `callback`: `{variable path: array}`, the values before
-                tuning, of every variable in the mask that it does not take whole.
+            base: Instead of `callback`: `base_values(model)`, taken before tuning.
+                Needed are the variables in the mask that it does not take whole, and
+                non-trainable statistics of layers that are not frozen.
             metadata: Added to the callback's.
 
         Raises:
             ValueError: Neither or both of `callback` and `mask` with `base`; no mask
-                yet; mask or base of another model; a scalar outside the mask moved.
+                yet; mask or base of another model; a base value is missing; a scalar
+                outside the mask moved.
         """
         if (callback is None) == (mask is None and base is None):
             raise ValueError(
@@ -253,12 +260,11 @@ class SparseDelta:
             ValueError: Applied already, another base, a missing, extra or reshaped
                 variable, another dtype, or a quantised model. The model is unchanged.
         """
-        if model in self._applied and swap.holds_new(self._applied[model][0]):
+        if self._is_applied(model):
             raise ValueError(
                 "This delta is already applied to this model. Call `revert(model)` "
                 "first."
             )
-        # Else it was applied, and other weights were loaded since.
         targets = pair_with_model(self._variables, model)
         swap.check_base(targets)
         self._applied[model] = targets, swap.swap_in(targets)
@@ -273,7 +279,8 @@ class SparseDelta:
 
         Raises:
             ValueError: Not applied to this model, or the changed scalars hold neither
-                the delta's values nor the base's (the model was trained on). The
+                the delta's values nor the base's (the model was trained on), or are
+                no longer in the model (it was quantised, layers were exchanged). The
                 model is unchanged.
         """
         if model not in self._applied:
@@ -281,8 +288,20 @@ class SparseDelta:
                 "This delta is not applied to this model, so there is nothing to "
                 "revert."
             )
-        swap.swap_out(*self._applied[model])
+        targets, old = self._applied[model]
+        check_still_there(model, [target.variable for target in targets])
+        swap.swap_out(targets, old)
         del self._applied[model]
+
+    def _is_applied(self, model: keras.Model) -> bool:
+        """Whether `revert` would have something to do."""
+        if model not in self._applied:
+            return False
+        targets, _ = self._applied[model]
+        # Else layers were exchanged, or other weights loaded, since.
+        return not lost_variables(
+            model, [target.variable for target in targets]
+        ) and swap.holds_new(targets)
 
     @contextlib.contextmanager
     def applied(self, model: keras.Model) -> Iterator[keras.Model]:
@@ -310,7 +329,7 @@ class SparseDelta:
         Raises:
             ValueError: The model is not the base.
         """
-        if model in self._applied and swap.holds_new(self._applied[model][0]):
+        if self._is_applied(model):
             targets, old = self._applied[model]
         else:
             targets = pair_with_model(self._variables, model)

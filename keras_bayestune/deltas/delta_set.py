@@ -12,6 +12,7 @@ from keras_bayestune.deltas import swap
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.model_variables import (
     Target,
+    check_still_there,
     floating_variables,
     pair_with_model,
 )
@@ -54,10 +55,8 @@ class DeltaSet:
 
     def __init__(self, model: keras.Model):
         self.model = model
-        self._checksums = {
-            path: swap.variable_checksum(variable)
-            for path, variable in floating_variables(model).items()
-        }
+        self._variables = list(floating_variables(model).values())
+        self._checksums = {id(v): swap.variable_checksum(v) for v in self._variables}
         self._targets: dict[str, list[Target]] = {}
         self._deltas: dict[str, SparseDelta] = {}
         self._active: str | None = None
@@ -84,7 +83,8 @@ class DeltaSet:
                     "another name."
                 )
             targets = pair_with_model(delta.variables, self.model)
-            swap.check_base(targets, lambda variable: self._checksums[variable.path])
+            check_still_there(self.model, self._variables)
+            swap.check_base(targets, lambda variable: self._checksums[id(variable)])
             self._targets[name] = targets
             self._deltas[name] = delta
 
@@ -110,14 +110,15 @@ class DeltaSet:
             name: A delta of this set.
 
         Raises:
-            ValueError: There is no such delta, or the weights were changed while
-                another was active.
+            ValueError: There is no such delta, the weights were changed while
+                another was active, or the model was quantised or its layers exchanged.
         """
         with self._lock:
             self._check_name(name)
             if self._active == name:
                 return
             self.deactivate()
+            self._check_targets(name)
             self._old = swap.swap_in(self._targets[name])
             self._active = name
 
@@ -126,10 +127,12 @@ class DeltaSet:
 
         Raises:
             ValueError: The changed scalars hold neither the delta's values nor the
-                base's. Load the base weights, and it succeeds.
+                base's: load the base weights, and it succeeds. Or the model was
+                quantised, or its layers exchanged.
         """
         with self._lock:
             if self._active is not None:
+                self._check_targets(self._active)
                 swap.swap_out(self._targets[self._active], self._old)
                 self._active, self._old = None, []
 
@@ -158,6 +161,9 @@ class DeltaSet:
             self.deactivate()
         else:
             self.activate(name)
+
+    def _check_targets(self, name: str) -> None:
+        check_still_there(self.model, [t.variable for t in self._targets[name]])
 
     def _check_name(self, name: str) -> None:
         if name not in self._targets:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_bayestune.deltas.matching import match_variables
 from keras_bayestune.deltas.variable import DTYPES, VariableDelta, checksum
+from keras_bayestune.paths import match_paths
 
 Variables = Mapping[str, VariableDelta]
 
@@ -157,7 +157,7 @@ def _whole(
 def _renamed(first: Variables, other: Variables) -> Variables:
     """`other` with the paths of `first`, checked to be of the same base."""
     try:
-        matched = match_variables(_shapes(other, first), _shapes(first, other))
+        matched = match_paths(_shapes(other, first), _shapes(first, other))
     except ValueError as error:
         raise ValueError(f"The deltas are of different models. {error}") from error
     renamed = {matched[path]: delta for path, delta in other.items()}

@@ -117,7 +117,9 @@ def _raise_if_not_base(different: Sequence[Target], count: int) -> None:
             "This model is not the base that the delta was made from: "
             f"{len(different)} of {count} variables hold other values ({names}"
             f"{', ...' if len(different) > 3 else ''}). If another delta is applied, "
-            "revert it first; otherwise load the base weights."
+            "revert it; if the model was trained, load the base weights. If they are "
+            "just loaded, the delta was made from others: from another release of the "
+            "preset, or at another precision."
         )
 
 

@@ -1,3 +1,4 @@
+# Over 300 lines: one value with its docstrings; the algorithms are next door.
 """The mask: which scalars of a model are chosen."""
 
 import dataclasses
@@ -17,7 +18,7 @@ from keras_bayestune.masks.file import read, write
 from keras_bayestune.masks.overlap import overlap_coefficient
 from keras_bayestune.masks.packing import pack, unpack
 from keras_bayestune.masks.summary import print_summary
-from keras_bayestune.paths import match_paths, variable_paths
+from keras_bayestune.paths import match_paths, variables_by_path
 
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")
@@ -152,8 +153,9 @@ class SparseMask:
             variables: Keras variables of a model, those of the mask among them.
 
         Returns:
-            `{variable.path: sorted flat positions}` for each variable of the mask.
-            Variables that the mask does not know are left out.
+            `{path: sorted flat positions}` for each variable of the mask, with the
+            paths that `keras_bayestune.paths.variable_paths` gives them. Variables
+            that the mask does not know are left out.
 
         Raises:
             ValueError: The mask is for another model, or the match is ambiguous.
@@ -167,17 +169,46 @@ class SparseMask:
             >>> mask.match(layer.variables)
             {'logits/kernel': array([0, 5], dtype=int32)}
         """
+        partners = self._partners(variables)
+        return {here: self.indices[saved] for saved, here in partners.items()}
+
+    def renamed(self, variables: Iterable[keras.Variable]) -> "SparseMask":
+        """Return the mask with the paths that its variables have here, in their order.
+
+        A mask that a model is saved with needs the model's order: paths that Keras
+        changes when it loads the model are matched by it.
+
+        Args:
+            variables: As in `match`.
+
+        Raises:
+            ValueError: As `match`.
+        """
         variables = list(variables)
-        paths = variable_paths(variables)
-        present = {
-            path: tuple(variable.shape)
-            for path, variable in zip(paths, variables, strict=True)
-        }
+        partners = self._partners(variables)
+        saved = {here: path for path, here in partners.items()}
+        order = [path for path in variables_by_path(variables) if path in saved]
+        return SparseMask(
+            {path: self.indices[saved[path]] for path in order},
+            {path: self.shapes[saved[path]] for path in order},
+            always=tuple(path for path in order if saved[path] in self.always),
+            mean_scores={
+                path: self.mean_scores[saved[path]]
+                for path in order
+                if saved[path] in self.mean_scores
+            },
+            candidates=self.candidates,
+        )
+
+    def _partners(self, variables: Iterable[keras.Variable]) -> dict[str, str]:
+        """`{path in the mask: path here}`."""
+        present = variables_by_path(variables)
         try:
-            matched = match_paths(self.shapes, present)
+            return match_paths(
+                self.shapes, {path: tuple(v.shape) for path, v in present.items()}
+            )
         except ValueError as error:
             raise ValueError(f"The mask is for another model. {error}") from error
-        return {here: self.indices[saved] for saved, here in matched.items()}
 
     def overlap(self, other: "SparseMask") -> float:
         """Overlap coefficient `|A and B| / min(|A|, |B|)` of the chosen scalars.

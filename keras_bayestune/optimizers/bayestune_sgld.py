@@ -28,12 +28,13 @@ from keras_bayestune.optimizers.state import (
 )
 from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
 from keras_bayestune.optimizers.weight_state import WeightState, tensor_or_none
-from keras_bayestune.paths import variable_paths
+from keras_bayestune.paths import saved_paths, variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
 from keras_bayestune.updates.begin import Chain, Schedule, begin_step
 from keras_bayestune.updates.joined import PerScalar, joined, per_scalar
 from keras_bayestune.updates.replicas import (
+    check_have_values,
     creation_scope,
     dense_gradients,
     sum_over_replicas,
@@ -162,6 +163,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self.non_trainable_anchors: list[np.ndarray] = []
         self.run = RunState()
         self._has_warned = False
+        # Shapes by path of the variables that `exclude` is for, once they are known.
+        self._saved_shapes: dict[str, tuple[int, ...]] = {}
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the state for `variables`; their values become the anchors."""
@@ -173,8 +176,14 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 "BayesTuneSGLD received no trainable variables. Build the model, and "
                 "set `trainable = True` on the layers that are to be tuned."
             )
+        check_have_values(variables)
         paths = variable_paths(variables)
-        priors = assign_priors(variables, paths, self.prior, self.exclude)
+        # Those that the patterns were written for, if this is a loaded model.
+        names = saved_paths(self._saved_shapes, variables)
+        priors = assign_priors(variables, names, self.prior, self.exclude)
+        self._saved_shapes = {
+            name: tuple(v.shape) for name, v in zip(names, variables, strict=True)
+        }
         super().build(variables)
         # Place of each variable under a prior among those V variables.
         self._prior_index = {
@@ -206,8 +215,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         self._noise_per_step = self._add_scalar("noise_per_step", 0.0, "float32")
         with creation_scope():
             self._states = [
-                WeightState.create(self, v, prior, self.sampler, self.second_moment)
-                for v, prior in zip(variables, priors, strict=True)
+                WeightState.create(self, v, p, prior, self.sampler, self.second_moment)
+                for v, p, prior in zip(variables, paths, priors, strict=True)
             ]
 
     def _add_scalar(
@@ -543,6 +552,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             "exclude": list(self.exclude),
             "seed": self.seed,
             "second_moment": self.second_moment,
+            "saved_shapes": {p: list(s) for p, s in self._saved_shapes.items()},
         }
 
     @classmethod
@@ -555,7 +565,10 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
-        return super().from_config(config, custom_objects)
+        shapes = config.pop("saved_shapes", {})
+        optimizer = super().from_config(config, custom_objects)
+        optimizer._saved_shapes = {path: tuple(s) for path, s in shapes.items()}
+        return optimizer
 
 
 def pooled_spread(arrays: list[keras.Variable]) -> float:

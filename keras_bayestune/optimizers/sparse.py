@@ -19,9 +19,11 @@ from keras_bayestune.optimizers.state import (
     is_foreign,
     save_owner,
 )
+from keras_bayestune.paths import variable_paths
 from keras_bayestune.updates.apply_if_finite import apply_if_finite
 from keras_bayestune.updates.gather_scatter import write
 from keras_bayestune.updates.replicas import (
+    check_have_values,
     creation_scope,
     dense_gradients,
     native,
@@ -137,12 +139,11 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         variables = list(variables)
-        matched = self.mask.match(variables)
-        selected = {
-            i: matched[v.path]
-            for i, v in enumerate(variables)
-            if len(matched.get(v.path, ()))
-        }
+        check_have_values(variables)
+        # As it is saved with the model: with this model's paths, in its order.
+        self.mask = self.mask.renamed(variables)
+        found = [self.mask.indices.get(path, ()) for path in variable_paths(variables)]
+        selected = {i: indices for i, indices in enumerate(found) if len(indices)}
         self._owner = f"SparseOptimizer {_digest(selected)}"
         # By `__dict__`: not to be tracked as the optimizer's own.
         self.__dict__["_trainable_variables"] = self.__dict__["_weights"] = variables

@@ -30,6 +30,7 @@ class WeightState:
         cls,
         optimizer: keras.optimizers.Optimizer,
         variable: keras.Variable,
+        path: str,
         prior: LaplacePrior | None,
         sampler: Sampler,
         second_moment: bool,
@@ -47,7 +48,7 @@ class WeightState:
 
         if prior is None:
             slots = {name: add(name) for name in ("momentum", "velocity")}
-            return cls(variable.path, None, slots)
+            return cls(path, None, slots)
         # A copy: on JAX two variables must not share a donated buffer. A sharded
         # weight's comes afterwards: Keras 3.15 compiles the initializer of a large one,
         # and would put the whole weight into the program.
@@ -67,7 +68,7 @@ class WeightState:
         }
         dtype = keras.backend.standardize_dtype(variable.dtype)
         return cls(
-            path=variable.path,
+            path=path,
             prior=prior,
             slots={name: add(name, value) for name, value in initial.items()},
             anchor=anchor,

@@ -38,13 +38,17 @@ class BitFit(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return ones and zeros."""
-        is_bias = {v.path: bool(re.search(self.pattern, v.path)) for v in variables}
-        if not any(is_bias.values()):
+        is_bias = [bool(re.search(self.pattern, v.path)) for v in variables]
+        if not any(is_bias):
             raise ValueError(
                 f"No variable is a bias: the pattern {self.pattern!r} matches none of "
-                f"{len(is_bias)} paths, {', '.join(list(is_bias)[:5])}. Pass another "
+                f"{len(is_bias)} paths, {', '.join(v.path for v in variables[:5])}. "
+                "Pass another "
                 "`pattern`."
             )
-        return {v.path: np.full(v.shape, float(is_bias[v.path])) for v in variables}
+        return [
+            np.full(variable.shape, float(found))
+            for variable, found in zip(variables, is_bias, strict=True)
+        ]

@@ -57,7 +57,7 @@ class Fisher(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return the sum of squared gradients."""
         training.train_head(variables, self.head_steps)
         return sum_over_gradients(

@@ -53,11 +53,11 @@ class GradientSum(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return `|sum of gradients|`."""
         training.train_head(variables, self.head_steps)
         sums = sum_over_gradients(_itself, variables, training, self.steps)
-        return {path: np.abs(total) for path, total in sums.items()}
+        return [np.abs(total) for total in sums]
 
 
 def _itself(gradient: Any) -> Any:

@@ -25,8 +25,8 @@ def sum_over_gradients(
     training: Training,
     steps: int | None,
     per_example: bool = False,
-) -> dict[str, np.ndarray]:
-    """Return `{path: sum of term(gradient of the batch's loss) over batches}`.
+) -> list[np.ndarray]:
+    """Return the sum of term(gradient of the batch's loss) over batches, in order.
 
     Args:
         term: Function of a float32 gradient, element by element.
@@ -53,8 +53,7 @@ def sum_over_gradients(
             "while the scale of the loss is being found.",
             stacklevel=2,
         )
-    sums = optimizer.sums()
-    return {variable.path: sums[variable.path] for variable in variables}
+    return optimizer.sums(variables)
 
 
 class GradientAccumulator(keras.optimizers.Optimizer):
@@ -121,11 +120,9 @@ class GradientAccumulator(keras.optimizers.Optimizer):
         """Number of gradients that were finite."""
         return int(self._added.numpy())
 
-    def sums(self) -> dict[str, np.ndarray]:
-        """Return `{variable path: sum}`, float32."""
-        return {
-            variable.path: ops.convert_to_numpy(total.value)
-            for variable, total in zip(
-                self._trainable_variables, self._sums, strict=True
-            )
-        }
+    def sums(self, variables: Sequence[keras.Variable]) -> list[np.ndarray]:
+        """Return the sum of each variable, float32."""
+        return [
+            ops.convert_to_numpy(self._sums[self._get_variable_index(v)].value)
+            for v in variables
+        ]

@@ -59,11 +59,11 @@ class Movement(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Fine-tune and return `|theta - theta0|`."""
         before = [ops.convert_to_numpy(v.value) for v in variables]
         training.train(fresh_copy(self.optimizer), self.epochs, self.steps)
-        return {
-            v.path: np.abs(ops.convert_to_numpy(v.value) - start)
+        return [
+            np.abs(ops.convert_to_numpy(v.value) - start)
             for v, start in zip(variables, before, strict=True)
-        }
+        ]

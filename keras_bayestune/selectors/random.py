@@ -41,10 +41,10 @@ class Random(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return random scores."""
-        places = {v.path: i for i, v in enumerate(training.model.trainable_variables)}
-        return {v.path: self._draw(places[v.path], v.shape) for v in variables}
+        places = {id(v): i for i, v in enumerate(training.model.trainable_variables)}
+        return [self._draw(places[id(v)], v.shape) for v in variables]
 
     def _draw(self, place: int, shape: tuple[int, ...]) -> np.ndarray:
         words = random_words(self.seed, 0, place, prod(shape))

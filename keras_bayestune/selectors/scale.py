@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import keras
 import numpy as np
 
+from keras_bayestune.paths import variables_by_path
 from keras_bayestune.selectors.selector import Selector
 from keras_bayestune.selectors.steps import check_duration
 from keras_bayestune.selectors.training import Training, fresh_copy
@@ -78,14 +79,15 @@ class ScaleSelector(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Run stage 1 and return the posterior scales."""
         self._check_plan(training)
-        competing = {v.path for v in variables}
+        competing = {id(v) for v in variables}
+        paths = variables_by_path(training.model.trainable_variables)
         others = [
-            f"^{re.escape(v.path)}$"
-            for v in training.model.trainable_variables
-            if v.path not in competing
+            f"^{re.escape(path)}$"
+            for path, v in paths.items()
+            if id(v) not in competing
         ]
         optimizer: Any = fresh_copy(
             self.optimizer, exclude=[*self.optimizer.exclude, *others]
@@ -98,7 +100,8 @@ class ScaleSelector(Selector):
                 "learning rate or `global_clipnorm` may help.",
                 stacklevel=2,
             )
-        return optimizer.posterior_scales()
+        scales = optimizer.posterior_scales()
+        return [scales[p] for p, v in paths.items() if id(v) in competing]
 
     def _check_plan(self, training: Training) -> None:
         steps = self.steps

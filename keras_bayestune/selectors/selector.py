@@ -2,7 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_bayestune.paths import variable_paths
+from keras_bayestune.paths import variable_paths, variables_by_path
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.selectors.training import Training
@@ -31,7 +31,7 @@ class Selector(abc.ABC):
     Example:
     >>> class SmallMagnitude(Selector):
     ...     def compute(self, variables, training):
-    ...         return {v.path: -np.abs(v.numpy()) for v in variables}
+    ...         return [-np.abs(v.numpy()) for v in variables]
     >>> model = keras.Sequential(
     ...     [keras.Input((4,)), keras.layers.Dense(3, use_bias=False)]
     ... )
@@ -96,7 +96,14 @@ class Selector(abc.ABC):
         )
         with strategy_scope(model), weights_restored(model):
             found = self.compute(variables, training)
-        return {path: np.asarray(array, "float32") for path, array in found.items()}
+        paths = {
+            id(variable): path
+            for path, variable in variables_by_path(model.trainable_variables).items()
+        }
+        return {
+            paths[id(variable)]: np.asarray(array, "float32")
+            for variable, array in zip(variables, found, strict=True)
+        }
 
     def __repr__(self) -> str:
         """Return the class with those of its arguments that are not the defaults."""
@@ -112,8 +119,8 @@ class Selector(abc.ABC):
     @abc.abstractmethod
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> Mapping[str, Any]:
-        """Return `{variable path: array of the variable's shape}`.
+    ) -> Sequence[Any]:
+        """Return an array of the variable's shape for each variable, in order.
 
         Args:
             variables: Those that compete.

@@ -27,6 +27,30 @@ def creation_scope() -> AbstractContextManager[None]:
     return tf.init_scope()
 
 
+def check_have_values(variables: Sequence[keras.Variable]) -> None:
+    """Raise if variables have no values yet that an optimizer could start from.
+
+    TensorFlow builds a model without `Input` inside the compiled first step, and its
+    weights get their values after that is traced.
+
+    Raises:
+        ValueError: some variables have none.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return
+    import tensorflow as tf
+
+    with tf.init_scope():
+        late = [v.path for v in variables if not v.value.is_initialized()]
+    if late:
+        raise ValueError(
+            f"{len(late)} weights have no values yet, e.g. {late[0]}: on TensorFlow a "
+            "model without an Input is built inside the first training step, when the "
+            "optimizer already needs the weights that it starts from. Build the model "
+            "before `fit`: begin it with keras.Input, or call it on a batch."
+        )
+
+
 def strategy_scope(model: keras.Model) -> AbstractContextManager[Any]:
     """Scope in which an optimizer for `model` must be created."""
     if keras.backend.backend() != "tensorflow":

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_bayestune import SparseMask
-from keras_bayestune.deltas import SparseDelta, swap
+from keras_bayestune.deltas import SparseDelta, base_values, swap
 from keras_bayestune.deltas.model_variables import Target, pair_with_model
 
 
@@ -55,9 +55,7 @@ def test_no_change_and_nothing_selected(base, small, tmp_path):
     mask = SparseMask(
         {v.path: [] for v in trainable}, {v.path: tuple(v.shape) for v in trainable}
     )
-    delta = SparseDelta.from_model(
-        base, mask=mask, base={v.path: small.array(v) for v in trainable}
-    )
+    delta = SparseDelta.from_model(base, mask=mask, base=base_values(base))
     assert delta.count == 0
     delta.save(tmp_path / "d.safetensors")
     loaded = SparseDelta.load(tmp_path / "d.safetensors")
@@ -102,8 +100,8 @@ def test_special_values_keep_their_bits(base, small, tmp_path):
     special = np.array([np.nan, -0.0, np.inf, -np.inf, 1e-45, 0.0], "float32")
     array[0] = special
     kernel.assign(array)
-    saved = {v.path: small.array(v) for v in base.trainable_variables}
-    shapes = {path: value.shape for path, value in saved.items()}
+    saved = base_values(base)
+    shapes = {v.path: tuple(v.shape) for v in base.trainable_variables}
     mask = SparseMask(
         {path: range(5, 9) if path == kernel.path else [] for path in shapes}, shapes
     )
@@ -354,7 +352,7 @@ def test_quantised(tuned, small, mode):
 def test_not_a_model_or_not_built(tuned):
     with pytest.raises(TypeError, match="must be a Keras model or layer.*list"):
         tuned.delta.apply([])
-    with pytest.raises(ValueError, match="no floating weights. Build it first"):
+    with pytest.raises(ValueError, match="is not built.*by calling it on a batch"):
         tuned.delta.apply(keras.Sequential([keras.layers.Dense(2)]))
     with pytest.raises(ValueError, match="at least one variable"):
         SparseDelta({})

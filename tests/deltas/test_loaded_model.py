@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_bayestune.deltas import SparseDelta
-from keras_bayestune.deltas.matching import match_variables
+from keras_bayestune.paths import match_paths
 
 
 def test_model_from_a_keras_file(tuned, base, small, tmp_path):
@@ -42,6 +42,6 @@ def test_the_values_of_the_base_are_still_checked(tuned, small, tmp_path):
 )
 def test_not_in_order(present):
     saved = {"x/dense_4/kernel": (3, 3), "y/dense_4/bias": (3,)}
-    match_variables(saved, {"dense/kernel": (3, 3), "dense/bias": (3,)})
+    match_paths(saved, {"dense/kernel": (3, 3), "dense/bias": (3,)})
     with pytest.raises(ValueError, match="do not match"):
-        match_variables(saved, present)
+        match_paths(saved, present)

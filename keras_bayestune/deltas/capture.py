@@ -167,4 +167,5 @@ def _base_array(value: Any, variable: keras.Variable) -> np.ndarray:
             f"The base value of {variable.path} must have shape "
             f"{tuple(variable.shape)}. Received: {array.shape}."
         )
-    return np.ascontiguousarray(array, DTYPES[variable.dtype])
+    # `ascontiguousarray` makes a vector of a scalar.
+    return np.ascontiguousarray(array, DTYPES[variable.dtype]).reshape(array.shape)

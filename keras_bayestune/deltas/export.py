@@ -5,6 +5,7 @@ import os
 import keras
 
 from keras_bayestune.deltas.delta import SparseDelta
+from keras_bayestune.deltas.plain import check_is_plain, plain
 from keras_bayestune.files import replacing
 
 
@@ -18,6 +19,10 @@ def save_merged(
     appear whole or not at all. Merging changes no output: these are the values that
     `apply` writes.
 
+    What is written needs this library no more: every `WithPrior` is replaced by the
+    layer in it, and an optimizer of this library by plain SGD without state, so that
+    the loaded model can `evaluate` with its loss and metrics.
+
     Args:
         model: The base model; for a preset, a KerasHub backbone or task.
         delta: What to merge into it.
@@ -25,7 +30,9 @@ def save_merged(
 
     Raises:
         TypeError: A preset folder is asked for, but the model is none of KerasHub's.
-        ValueError: As `SparseDelta.apply`.
+        ValueError: As `SparseDelta.apply`; or the model cannot do without this
+            library, because its own code makes a `WithPrior` or a layer has a
+            `LaplacePrior` as regularizer.
         ImportError: KerasHub is missing: `pip install keras-bayestune[hub]`.
 
     Example:
@@ -45,13 +52,18 @@ def save_merged(
     suffix = next((s for s in (".keras", ".weights.h5") if name.endswith(s)), "")
     if not suffix:
         _check_has_preset(model, name)
-    with delta.applied(model), replacing(path, suffix) as temporary:
-        if suffix == ".keras":
-            model.save(temporary)
-        elif suffix == ".weights.h5":
-            model.save_weights(temporary)
+    with (
+        delta.applied(model),
+        plain(model) as saved,
+        replacing(path, suffix) as temporary,
+    ):
+        if suffix == ".weights.h5":
+            saved.save_weights(temporary)
+        elif suffix == ".keras":
+            check_is_plain(saved)
+            saved.save(temporary)
         else:
-            model.save_to_preset(str(temporary))
+            saved.save_to_preset(str(temporary))
 
 
 def _check_has_preset(model: keras.Model, name: str) -> None:

@@ -73,6 +73,11 @@ def bits_of(model):
     return b"".join(array_of(weight).tobytes() for weight in model.weights)
 
 
+def floating_of(model):
+    """The model's floating weights, in its order."""
+    return [w for w in model.weights if keras.backend.is_float_dtype(w.dtype)]
+
+
 @pytest.fixture
 def small():
     """The functions above, for tests that build several models."""
@@ -84,6 +89,7 @@ class SmallModels:
     tune = staticmethod(tune)
     array = staticmethod(array_of)
     bits = staticmethod(bits_of)
+    floating = staticmethod(floating_of)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_bayestune import SparseMask
-from keras_bayestune.deltas import SparseDelta, base_values, swap
+from keras_bayestune.deltas import DeltaSet, SparseDelta, base_values, swap
 from keras_bayestune.deltas.model_variables import Target, pair_with_model
 
 
@@ -466,3 +466,161 @@ def test_after_fit_and_compiled_predict(small):
         inside = base.predict(x, verbose=0)
     assert not np.array_equal(before, inside)
     assert np.array_equal(base.predict(x, verbose=0), before)
+
+
+def test_a_scalar_weight_keeps_its_shape(small):
+    class Scaled(keras.layers.Layer):
+        def build(self, input_shape):
+            self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+        def call(self, inputs):
+            return inputs * self.scale
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Scaled(name="scaled")(inputs))
+    mask = SparseMask({"scaled/scale": [0]}, {"scaled/scale": ()})
+    base = base_values(model)
+    model.set_weights([np.float32(3.0)])
+    delta = SparseDelta.from_model(model, mask=mask, base=base)
+    assert delta.variables["scaled/scale"].shape == ()
+    model.set_weights([np.float32(1.0)])
+    delta.bind(model)
+    with delta.applied(model):
+        assert model.get_weights()[0] == 3.0
+    assert model.get_weights()[0] == 1.0
+
+
+# A model that is no longer the one the delta was applied to.
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_quantised_after_apply(tuned, base, small):
+    tuned.delta.apply(base)
+    base.quantize("int8")
+    refuses(tuned.delta.revert, base, small, "quantised after the delta met it.*anew")
+    refuses(tuned.delta.apply, base, small, "is quantised")
+    refuses(tuned.delta.bind, base, small, "is quantised")
+
+
+def test_layers_exchanged_after_apply(small):
+    def stack():
+        layers = [keras.layers.Dense(3, name="a"), keras.layers.Dense(2, name="b")]
+        model = keras.Sequential([keras.Input((4,)), *layers])
+        model.set_weights([np.ones(w.shape) for w in model.get_weights()])
+        return model
+
+    base, other = stack(), stack()
+    other.set_weights([weight + 1.0 for weight in other.get_weights()])
+    delta = SparseDelta.from_checkpoints(base, other)
+    tasks = DeltaSet(stack())
+    tasks.add("task", delta)
+    tasks.activate("task")
+    delta.apply(base)
+    for model in (base, tasks.model):
+        model.pop()
+        model.add(keras.layers.Dense(2, name="b"))
+    message = "2 variables are no longer in the model, e.g. .*b/kernel"
+    refuses(delta.revert, base, small, message)
+    refuses(lambda _: tasks.deactivate(), tasks.model, small, message)
+    # With the base loaded it is a model like any other.
+    base.set_weights(stack().get_weights())
+    delta.apply(base)
+    assert small.bits(base) == small.bits(other)
+    delta.revert(base)
+    assert small.bits(base) == small.bits(stack())
+
+
+def test_lora_after_apply(tuned, base, small):
+    before = {id(weight): small.array(weight) for weight in base.weights}
+    tuned.delta.apply(base)
+    base.layers[1].enable_lora(2)
+    tuned.delta.revert(base)
+    for weight in base.weights:
+        if id(weight) in before:
+            np.testing.assert_array_equal(small.array(weight), before[id(weight)])
+
+
+# The base.
+
+
+def test_what_is_not_a_float_weight_is_ignored(tuned, small):
+    base = {v.path: small.array(v) for v in tuned.model.variables}
+    seeds = [path for path in base if "seed" in path]
+    assert len(seeds) == 1
+    base.update(tuned.base)
+    base[seeds[0]] = base[seeds[0]] + 1  # Dropout drew from it
+    assert SparseDelta.from_model(tuned.model, mask=tuned.mask, base=base) == (
+        tuned.delta
+    )
+
+
+def test_base_values_are_copies(base, small):
+    values = base_values(base)
+    assert list(values) == [v.path for v in small.floating(base)]
+    kernel = base.trainable_variables[0]
+    before = values[kernel.path].copy()
+    kernel.assign(kernel + 1.0)
+    np.testing.assert_array_equal(values[kernel.path], before)
+
+
+def test_statistics_without_a_base_value(tuned, small):
+    anchors = {p: v for p, v in tuned.base.items() if "moving" not in p}
+    with pytest.raises(
+        ValueError, match="2 non-trainable weights.*moving_mean.*base_values"
+    ):
+        SparseDelta.from_model(tuned.model, mask=tuned.mask, base=anchors)
+
+
+def test_statistics_of_a_frozen_layer_need_none(small):
+    model = small.build()
+    model.layers[2].trainable = False  # batch normalisation: nothing of it moves
+    body = [v for v in model.trainable_variables if "logits" not in v.path]
+    base = {v.path: small.array(v) for v in body}
+    mask = SparseMask.from_scores(
+        {v.path: np.random.rand(*v.shape) for v in body},
+        fraction=0.2,
+        always={v.path: tuple(v.shape) for v in model.trainable_variables[-2:]},
+    )
+    delta = SparseDelta.from_model(model, mask=mask, base=base)
+    before = small.build()
+    delta.apply(before)
+    assert small.bits(before) == small.bits(model)
+
+
+def test_base_named_as_its_mask(tuned, small):
+    """A run that goes on in another process may have other automatic names."""
+    keras.utils.clear_session(free_memory=False)
+    keras.layers.Dense(1)  # so that the numbers differ
+    model = small.build()
+    assert set(tuned.base).isdisjoint(v.path for v in model.layers[1].weights)
+    model.set_weights(tuned.model.get_weights())
+    delta = SparseDelta.from_model(model, mask=tuned.mask, base=tuned.base)
+    pairs = zip(delta.variables.values(), tuned.delta.variables.values(), strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one.positions, other.positions)
+        np.testing.assert_array_equal(one.values, other.values)
+        assert one.checksum == other.checksum
+
+
+def test_an_unbuilt_model_is_told_so(tuned):
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scale = self.add_weight(shape=(), name="scale")
+            self.dense = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.dense(inputs) * self.scale
+
+    for use in (tuned.delta.apply, base_values):
+        with pytest.raises(ValueError, match="'own.*' is not built.*calling it on a"):
+            use(Own())
+
+
+def test_other_base_values_just_loaded(tuned, small):
+    refuses(
+        tuned.delta.apply,
+        small.build(seed=9),
+        small,
+        "If they are just loaded, the delta was made from others",
+    )

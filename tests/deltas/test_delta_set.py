@@ -162,3 +162,20 @@ def test_threads_do_not_mix(tasks, expected, small):
         assert not thread.is_alive()
     assert not wrong
     assert small.bits(tasks.model) == expected[None]
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("active", [None, "task1"])
+def test_quantised(tasks, small, active):
+    if active:
+        tasks.activate(active)
+    tasks.model.quantize("int8")
+    before = small.bits(tasks.model)
+    uses = [lambda: tasks.activate("task2"), lambda: tasks.using("task2").__enter__()]
+    if active:
+        uses += [tasks.deactivate, lambda: tasks.remove("task1")]
+    for use in uses:
+        with pytest.raises(ValueError, match="quantised after the delta met it"):
+            use()
+    assert tasks.active == active
+    assert small.bits(tasks.model) == before

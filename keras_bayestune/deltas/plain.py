@@ -14,7 +14,7 @@ _PACKAGE = "keras_bayestune"
 
 @contextlib.contextmanager
 def plain(model: keras.Model) -> Iterator[keras.Model]:
-    """`with plain(model) as saved:` gives a model that needs this library no more.
+    """For a `with` block: a model of equal outputs that does not need this library.
 
     Without a `WithPrior` it is `model` itself, with one a copy that has the wrapped
     layer in place of every `WithPrior`. Loss and metrics stay; in place of an optimizer
@@ -62,7 +62,7 @@ def _wrappers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _unwrapped(model: keras.Model) -> keras.Model:
-    """A copy of the model with the layers inside the wrappers, fresh optimizer state."""
+    """A copy with the layers inside the wrappers, its optimizer without state."""
     _check_no_vocabulary(model)
     config = _without_wrappers(keras.saving.serialize_keras_object(model))
     if _has_own_optimizer(model):
@@ -121,10 +121,7 @@ def _without_wrappers(config: Any) -> Any:
     if _is_wrapper(config):
         # Its place in a functional model; the nodes refer to it by the wrapper's name.
         place = {key: config[key] for key in ("name", "inbound_nodes") if key in config}
-        return {
-            **_without_wrappers(config["config"]["layer"]),
-            **_without_wrappers(place),
-        }
+        return _without_wrappers({**config["config"]["layer"], **place})
     return {key: _without_wrappers(value) for key, value in config.items()}
 
 

@@ -216,7 +216,7 @@ def fine_tune(
         if path not in scores
     }
     mask = SparseMask.from_scores(scores, always=others, **budget)
-    mask = mask.renamed(model.trainable_variables)
+    mask = mask.in_order_of(model.trainable_variables)
     with strategy_scope(model):
         inner = finetune_optimizer or keras.optimizers.Adam(1e-3)
         switch_optimizer(model, SparseOptimizer(inner, mask), loss, metrics)

@@ -27,6 +27,7 @@ LAYERS = {
     "selection": 0,
     "knee": 0,
     "arguments": 0,
+    "matching": 0,
     "paths": 0,
     "tasks": 0,
     "files": 0,

@@ -41,12 +41,12 @@ class AdamMovement(selectors.Selector):
 
     def compute(self, variables, training):
         """Return `|theta - theta0|`."""
-        before = {v.path: ops.convert_to_numpy(v.value) for v in variables}
+        before = [ops.convert_to_numpy(v.value) for v in variables]
         adam = keras.optimizers.Adam(self.rate, global_clipnorm=1.0)
         training.train(adam, None, self.steps)
         moved = {
-            v.path: np.abs(ops.convert_to_numpy(v.value) - before[v.path])
-            for v in variables
+            v.path: np.abs(ops.convert_to_numpy(v.value) - start)
+            for v, start in zip(variables, before, strict=True)
         }
         # Keras has no public name for them.
         velocities = zip(adam._trainable_variables, adam._velocities, strict=True)
@@ -55,7 +55,7 @@ class AdamMovement(selectors.Selector):
             for variable, velocity in velocities
             if variable.path in moved
         }
-        return moved
+        return list(moved.values())
 
 
 def sampler(suite: Suite, seed: int, **changed) -> kbt.BayesTuneSGLD:

@@ -456,7 +456,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             threshold=self.plan.threshold,
             per_layer=self.per_layer,
             always=whole,
-        ).renamed(self.model.trainable_variables)
+        ).in_order_of(self.model.trainable_variables)
         self._result = Result(
             mask=mask,
             scores=scores,

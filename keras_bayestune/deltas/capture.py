@@ -13,7 +13,7 @@ from keras_bayestune.deltas.model_variables import (
 )
 from keras_bayestune.deltas.variable import DTYPES, VariableDelta
 from keras_bayestune.masks import SparseMask
-from keras_bayestune.paths import match_paths, match_variables
+from keras_bayestune.matching import match_paths, match_variables
 
 
 def capture(

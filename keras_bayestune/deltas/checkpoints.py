@@ -12,7 +12,7 @@ from keras_bayestune.deltas.capture import bits
 from keras_bayestune.deltas.model_variables import floating_variables, read_variable
 from keras_bayestune.deltas.variable import VariableDelta
 from keras_bayestune.masks import SparseMask
-from keras_bayestune.paths import match_paths
+from keras_bayestune.matching import match_paths
 
 Checkpoint: TypeAlias = keras.Model | str | os.PathLike[str]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from keras_bayestune.deltas.variable import DTYPES, VariableDelta, checksum
-from keras_bayestune.paths import match_paths
+from keras_bayestune.matching import match_paths
 
 Variables = Mapping[str, VariableDelta]
 

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 
 from keras_bayestune.deltas.variable import DTYPES, VariableDelta
-from keras_bayestune.paths import match_variables, variables_by_path
+from keras_bayestune.matching import match_variables
+from keras_bayestune.paths import variables_by_path
 from keras_bayestune.updates import scatter
 
 

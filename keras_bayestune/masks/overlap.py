@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_bayestune.paths import match_paths
+from keras_bayestune.matching import match_paths
 
 if TYPE_CHECKING:
     from keras_bayestune.masks.sparse_mask import SparseMask

@@ -18,7 +18,8 @@ from keras_bayestune.masks.file import read, write
 from keras_bayestune.masks.overlap import overlap_coefficient
 from keras_bayestune.masks.packing import pack, unpack
 from keras_bayestune.masks.summary import print_summary
-from keras_bayestune.paths import match_paths, variables_by_path
+from keras_bayestune.matching import match_paths
+from keras_bayestune.paths import variables_by_path
 
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")
@@ -172,11 +173,11 @@ class SparseMask:
         partners = self._partners(variables)
         return {here: self.indices[saved] for saved, here in partners.items()}
 
-    def renamed(self, variables: Iterable[keras.Variable]) -> "SparseMask":
-        """Return the mask with the paths that its variables have here, in their order.
+    def in_order_of(self, variables: Iterable[keras.Variable]) -> "SparseMask":
+        """Return the mask with its variables in the order that they have here.
 
-        A mask that a model is saved with needs the model's order: paths that Keras
-        changes when it loads the model are matched by it.
+        A mask that is saved with a model, or beside it, needs the model's order: where
+        Keras changes paths when it loads the model, the order tells which is which.
 
         Args:
             variables: As in `match`.
@@ -184,19 +185,15 @@ class SparseMask:
         Raises:
             ValueError: As `match`.
         """
-        variables = list(variables)
-        partners = self._partners(variables)
-        saved = {here: path for path, here in partners.items()}
-        order = [path for path in variables_by_path(variables) if path in saved]
+        saved = {here: path for path, here in self._partners(variables).items()}
+        order = [saved[path] for path in variables_by_path(variables) if path in saved]
+        if order == list(self.shapes):
+            return self
         return SparseMask(
-            {path: self.indices[saved[path]] for path in order},
-            {path: self.shapes[saved[path]] for path in order},
-            always=tuple(path for path in order if saved[path] in self.always),
-            mean_scores={
-                path: self.mean_scores[saved[path]]
-                for path in order
-                if saved[path] in self.mean_scores
-            },
+            {path: self.indices[path] for path in order},
+            {path: self.shapes[path] for path in order},
+            always=self.always,
+            mean_scores=self.mean_scores,
             candidates=self.candidates,
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_bayestune.arguments import check_integer, check_seed, draw_seed
+from keras_bayestune.matching import saved_paths
 from keras_bayestune.optimizers.arguments import (
     check_burn_in,
     check_effective_size,
@@ -28,7 +29,7 @@ from keras_bayestune.optimizers.state import (
 )
 from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
 from keras_bayestune.optimizers.weight_state import WeightState, tensor_or_none
-from keras_bayestune.paths import saved_paths, variable_paths
+from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
 from keras_bayestune.updates.begin import Chain, Schedule, begin_step

@@ -12,6 +12,7 @@ from keras.layers import Dense, EinsumDense, Embedding, Layer, ReversibleEmbeddi
 
 from keras_bayestune.optimizers.sparse import SparseOptimizer
 from keras_bayestune.optimizers.unscaled import unscaled
+from keras_bayestune.paths import variable_paths
 from keras_bayestune.updates.matmul_layout import MatmulLayout
 from keras_bayestune.updates.probed_step import keeping_values, step_with_probes
 from keras_bayestune.updates.replicas import is_one_device
@@ -119,7 +120,8 @@ class CompactGradients:
 
         self._probes[i] = probe
         self._calls.append((layer, call))
-        self.layers[weight.path] = layer.path
+        path = variable_paths(self.optimizer._trainable_variables)[i]
+        self.layers[path] = layer.path
 
     def _indices(self) -> dict[int, int]:
         variables = self.optimizer._trainable_variables

@@ -140,10 +140,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             return
         variables = list(variables)
         check_have_values(variables)
-        # As it is saved with the model: with this model's paths, in its order.
-        self.mask = self.mask.renamed(variables)
-        found = [self.mask.indices.get(path, ()) for path in variable_paths(variables)]
-        selected = {i: indices for i, indices in enumerate(found) if len(indices)}
+        # Saved with the model, it needs the model's order.
+        self.mask = self.mask.in_order_of(variables)
+        matched = self.mask.match(variables)
+        selected = {
+            i: matched[path]
+            for i, path in enumerate(variable_paths(variables))
+            if len(matched.get(path, ()))
+        }
         self._owner = f"SparseOptimizer {_digest(selected)}"
         # By `__dict__`: not to be tracked as the optimizer's own.
         self.__dict__["_trainable_variables"] = self.__dict__["_weights"] = variables

@@ -101,7 +101,7 @@ class ScaleSelector(Selector):
                 stacklevel=2,
             )
         scales = optimizer.posterior_scales()
-        return [scales[p] for p, v in paths.items() if id(v) in competing]
+        return [scales.get(p) for p, v in paths.items() if id(v) in competing]
 
     def _check_plan(self, training: Training) -> None:
         steps = self.steps

@@ -2,7 +2,7 @@
 
 import abc
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,9 +100,16 @@ class Selector(abc.ABC):
             id(variable): path
             for path, variable in variables_by_path(model.trainable_variables).items()
         }
+        if isinstance(found, Mapping) or len(found) != len(variables):
+            raise TypeError(
+                f"`compute` of {type(self).__name__} must return a list of "
+                f"{len(variables)} arrays, one for each variable, in order. Received: "
+                f"{type(found).__name__} of {len(found)}."
+            )
         return {
             paths[id(variable)]: np.asarray(array, "float32")
             for variable, array in zip(variables, found, strict=True)
+            if array is not None
         }
 
     def __repr__(self) -> str:
@@ -121,6 +128,8 @@ class Selector(abc.ABC):
         self, variables: Sequence[keras.Variable], training: Training
     ) -> Sequence[Any]:
         """Return an array of the variable's shape for each variable, in order.
+
+        `None` in its place leaves a variable out.
 
         Args:
             variables: Those that compete.

@@ -9,6 +9,7 @@ import keras_bayestune.deltas as deltas
 MODULES = [
     *(f"deltas.{module.name}" for module in pkgutil.iter_modules(deltas.__path__)),
     "files",
+    "matching",
     "paths",
     "updates.scatter",
 ]

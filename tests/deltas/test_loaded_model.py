@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_bayestune.deltas import SparseDelta
-from keras_bayestune.paths import match_paths
+from keras_bayestune.matching import match_paths
 
 
 def test_model_from_a_keras_file(tuned, base, small, tmp_path):

@@ -200,7 +200,10 @@ def test_a_renamed_model_keeps_its_mask(small, tmp_path):
         moved = np.flatnonzero(small.array(variable).reshape(-1) != start)
         assert set(moved) <= set(mask.indices[path])
         assert len(moved)
-    matched = mask.renamed(model.trainable_variables).match(loaded.trainable_variables)
+    ordered = mask.in_order_of(model.trainable_variables)
+    assert ordered == mask
+    assert list(ordered.shapes) == paths
+    matched = ordered.match(loaded.trainable_variables)
     for indices, path in zip(matched.values(), paths, strict=True):
         np.testing.assert_array_equal(indices, mask.indices[path])
     # Without the model's order it would be a guess, which of `dense` and `dense_1`.

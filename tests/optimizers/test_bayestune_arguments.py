@@ -142,8 +142,10 @@ def test_exclude_that_leaves_nothing():
 
 
 def test_variables_of_one_path():
-    with pytest.raises(ValueError, match="must be unique.*Received w more than once"):
-        BayesTuneSGLD(1e-3).build(weights("w", "w"))
+    optimizer = BayesTuneSGLD(1e-3, exclude="#2$")
+    optimizer.build(weights("w", "w", "w"))
+    assert list(optimizer.anchors()) == ["w", "w#3"]
+    assert optimizer.excluded_paths() == ("w#2",)
 
 
 @pytest.mark.parametrize("exclude", ["head", ["head"], ("^head$", "he[a]d")])

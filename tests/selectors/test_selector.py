@@ -111,11 +111,17 @@ def test_a_selector_of_ones_own():
     class Depth(Selector):
         def compute(self, variables, training):
             assert training.model is model
-            return {v.path: np.full(v.shape, i) for i, v in enumerate(variables)}
+            return [np.full(v.shape, i) for i, v in enumerate(variables)]
+
+    class ByPath(Selector):
+        def compute(self, variables, training):
+            return {v.path: np.ones(v.shape) for v in variables}
 
     model = new_model()
     scores = Depth().scores(model)
     assert [score.flat[0] for score in scores.values()] == [0, 1, 2, 3]
+    with pytest.raises(TypeError, match="ByPath must return a list of 4 arrays.*dict"):
+        ByPath().scores(model)
     with pytest.raises(TypeError, match="abstract"):
         Selector()
 

@@ -19,8 +19,9 @@ from keras_bayestune.deltas.file_format import (
     digest,
     most_text,
 )
-from keras_bayestune.deltas.gaps import decode_gaps
-from keras_bayestune.deltas.variable import DTYPES, VariableDelta, index_dtype
+from keras_bayestune.deltas.variable import DTYPES, VariableDelta
+from keras_bayestune.selection import index_dtype
+from keras_bayestune.selection.gaps import decode_gaps
 
 _MAX_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 _MAX_NDIM = 32

@@ -17,8 +17,8 @@ from keras_bayestune.deltas.file_format import (
     deflated,
     digest,
 )
-from keras_bayestune.deltas.gaps import encode_gaps
 from keras_bayestune.deltas.variable import VariableDelta, fingerprint
+from keras_bayestune.selection.gaps import encode_gaps
 from keras_bayestune.updates import scatter
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import ml_dtypes  # comes with keras; registers "bfloat16" with NumPy
 import numpy as np
 
+from keras_bayestune.selection import index_dtype
+
 DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype("float16"),
@@ -137,8 +139,3 @@ def fingerprint(variables: Iterable[VariableDelta]) -> str:
         if delta.checksum is not None
     ]
     return hashlib.sha256(repr(base).encode()).hexdigest()[:16]
-
-
-def index_dtype(size: int) -> str:
-    """The integer type of flat positions in a variable of `size` scalars."""
-    return "int32" if size <= 2**31 - 1 else "int64"

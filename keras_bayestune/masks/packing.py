@@ -7,17 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from keras_bayestune.selection.gaps import decode_gaps, encode_gaps
+
 
 def pack(positions: np.ndarray) -> dict[str, Any]:
-    """Positions as JSON: the gaps between them, narrow, compressed, in base64."""
-    gaps = np.diff(positions.astype(np.int64), prepend=0)
-    dtype = np.min_scalar_type(gaps.max(initial=0)).newbyteorder("<")
-    data = zlib.compress(gaps.astype(dtype).tobytes(), level=9)
-    return {
-        "count": len(positions),
-        "bytes_per_gap": dtype.itemsize,
-        "data": base64.b64encode(data).decode("ascii"),
-    }
+    """Positions as JSON: the codes of the gaps between them, deflated, in base64."""
+    codes, width = encode_gaps(positions)
+    data = base64.b64encode(zlib.compress(codes, level=9)).decode("ascii")
+    return {"width": width, "bytes": len(codes), "data": data}
 
 
 def unpack(path: str, packed: Mapping[str, Any]) -> np.ndarray:
@@ -26,21 +23,12 @@ def unpack(path: str, packed: Mapping[str, Any]) -> np.ndarray:
     Raises:
         ValueError: The text is damaged.
     """
-    width = packed["bytes_per_gap"]
-    if width not in (1, 2, 4, 8):
-        raise ValueError(
-            f"{path!r} has {width!r} bytes per gap, expected 1, 2, 4 or 8."
-        )
-    length = packed["count"] * width
     try:
         compressed = base64.b64decode(packed["data"], validate=True)
         # One byte more than expected would show; a bomb stops there.
-        data = zlib.decompressobj().decompress(compressed, length + 1)
-    except (ValueError, zlib.error) as error:
+        codes = zlib.decompressobj().decompress(compressed, packed["bytes"] + 1)
+        if len(codes) != packed["bytes"]:
+            raise ValueError(f"{len(codes)} bytes, expected {packed['bytes']}")
+        return decode_gaps(codes, packed["width"])
+    except (ValueError, OverflowError, zlib.error) as error:
         raise ValueError(f"The positions of {path!r} are damaged: {error}.") from error
-    if len(data) != length:
-        raise ValueError(
-            f"The positions of {path!r} are damaged: {len(data)} bytes, expected "
-            f"{length}."
-        )
-    return np.frombuffer(data, f"<u{width}").astype(np.int64).cumsum()

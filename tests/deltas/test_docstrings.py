@@ -11,6 +11,7 @@ MODULES = [
     "files",
     "matching",
     "paths",
+    "selection.gaps",
     "updates.scatter",
 ]
 

@@ -288,11 +288,13 @@ def test_config_of_any_gaps(positions):
     [
         ({"data": "!!!!"}, "'a' are damaged"),
         ({"data": "AAAA"}, "'a' are damaged"),
-        ({"count": 3}, "damaged: 2 bytes, expected 3"),
-        ({"count": 1}, "damaged: 2 bytes, expected 1"),
-        ({"count": 2**60}, "damaged: 2 bytes"),
-        ({"bytes_per_gap": 3}, "3 bytes per gap"),
-        ({"bytes_per_gap": 2, "count": 1}, "from 0 to 5"),
+        ({"bytes": 3}, "damaged: 2 bytes, expected 3"),
+        ({"bytes": 1}, "damaged: 2 bytes, expected 1"),
+        ({"bytes": 2**60}, "damaged: 2 bytes"),
+        ({"bytes": 2**70}, "'a' are damaged"),
+        ({"width": 3}, "1, 2 or 4, not 3"),
+        ({"width": 4}, "no whole number of 4-byte gaps"),
+        ({"width": 2}, "from 0 to 5"),
     ],
 )
 def test_damaged_config(change, match):

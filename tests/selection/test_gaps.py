@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keras_bayestune.deltas.gaps import decode_gaps, encode_gaps
+from keras_bayestune.selection.gaps import decode_gaps, encode_gaps
 
 positions = st.lists(
     st.one_of(

@@ -4,7 +4,8 @@ Positions `i_0 < i_1 < ...` become gaps `g_0 = i_0`, `g_k = i_k - i_{k-1} - 1 >=
 A code is an unsigned integer of 1, 2 or 4 bytes, little-endian. With `m` the largest
 value of that width, the code `m` is an escape: it adds `m` to the gap and the next
 code goes on. So a gap of 600 is, in 1 byte, 255, 255, 90. The width is the one that
-needs the fewest bytes in total. At a share of 0.5 % about 1.4 bytes per position.
+needs the fewest bytes in total. At a fraction of 0.5 % about 1.4 bytes
+per position.
 """
 
 import numpy as np

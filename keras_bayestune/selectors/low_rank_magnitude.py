@@ -47,9 +47,9 @@ class LowRankMagnitude(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return `|low-rank part|`."""
-        return {v.path: self._magnitude(v) for v in variables}
+        return [self._magnitude(v) for v in variables]
 
     def _magnitude(self, variable: keras.Variable) -> np.ndarray:
         weight = np.asarray(ops.convert_to_numpy(variable.value), "float32")

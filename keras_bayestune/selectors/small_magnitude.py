@@ -31,6 +31,6 @@ class SmallMagnitude(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return `-|theta0|`."""
-        return {v.path: -np.abs(ops.convert_to_numpy(v.value)) for v in variables}
+        return [-np.abs(ops.convert_to_numpy(v.value)) for v in variables]

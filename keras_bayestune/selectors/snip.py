@@ -50,11 +50,11 @@ class SNIP(Selector):
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
-    ) -> dict[str, Any]:
+    ) -> list[Any]:
         """Return `|theta0 x sum of gradients|`."""
         training.train_head(variables, self.head_steps)
         sums = sum_over_gradients(lambda g: g, variables, training, self.steps)
-        return {
-            v.path: np.abs(ops.convert_to_numpy(v.value) * sums[v.path])
-            for v in variables
-        }
+        return [
+            np.abs(ops.convert_to_numpy(v.value) * total)
+            for v, total in zip(variables, sums, strict=True)
+        ]

@@ -192,11 +192,11 @@ class CompactGradients:
                 )
             for layer, call in self._calls:
                 vars(layer)["call"] = call  # not a state that Keras should track
-            self.optimizer.add_probes(self._probes)
+            self.optimizer.expect(self._probes)
             self._recording = recording()
             yield
         finally:
-            self.optimizer.remove_probes()
+            self.optimizer.expect({})
             for layer, _ in self._calls:
                 vars(layer).pop("call", None)
             for optimizer, variables in zip(optimizers, before, strict=True):

@@ -9,18 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras.optimizers import (
-    SGD,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Ftrl,
-    Lion,
-    Nadam,
-    RMSprop,
-)
 
 from keras_bayestune.updates.gather_scatter import (
     for_indexing,
@@ -33,18 +21,8 @@ Tensor = Any  # a backend tensor
 
 # What one of these does to a scalar depends on that scalar alone. A subclass, or an
 # optimizer from elsewhere, may ask for the name, the norm or the shape of a weight.
-ELEMENTWISE = (
-    SGD,
-    Adadelta,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    Ftrl,
-    Lion,
-    Nadam,
-    RMSprop,
-)
+_NAMES = "SGD RMSprop Adam AdamW Adadelta Adagrad Adamax Nadam Ftrl Lion"
+ELEMENTWISE = tuple(getattr(keras.optimizers, name) for name in _NAMES.split())
 
 
 def is_elementwise(optimizer: keras.optimizers.Optimizer) -> bool:

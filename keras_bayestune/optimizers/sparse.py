@@ -104,7 +104,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         self.run = RunState()
         self._owner = "SparseOptimizer"  # of a saved state; after build with the mask
         # Places of the weights that the inner optimizer excludes from weight decay.
-        self._without_decay: tuple[int, ...] | None = None
+        self._without_decay: list[int] = []
         # A probe receives the gradient of the selected scalars of a weight in that
         # weight's place: key of the probe -> place of the weight.
         self._probed: dict[Any, int] = {}
@@ -168,18 +168,18 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             and variables[i].dtype
             == keras.backend.result_type(variables[i].dtype, "float32")
         )
-        without_decay = self._without_decay
-        if without_decay is None:
-            uses = self.inner._use_weight_decay
-            without_decay = tuple(i for i in selected if not uses(native(variables[i])))
-            self._without_decay = without_decay
+        if self._without_decay:  # of a loaded optimizer: Keras forgets it
+            excluded = [variables[i] for i in self._without_decay]
+            self.inner.exclude_from_weight_decay(excluded)
+        uses = self.inner._use_weight_decay
+        decays = {i: uses(native(variables[i])) for i in selected}
+        self._without_decay = [i for i in selected if not decays[i]]
         self._shares_vectors = is_elementwise(self.inner)
         groups: dict[Any, dict[int, np.ndarray]] = {}
         for i in selected:
             if i not in self._whole:
-                decays = i not in without_decay
                 alone = None if self._shares_vectors else i
-                key = variables[i].dtype, decays, alone
+                key = variables[i].dtype, decays[i], alone
                 groups.setdefault(key, {})[i] = selected[i]
         with creation_scope():
             self._vectors = [
@@ -190,23 +190,13 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         trained += [(variables[i], i) for i in self._whole]
         with keras.name_scope(self.inner.name):
             self.inner.build([variable for variable, _ in trained])
-        self._carry_exclusions(trained, without_decay)
-        self.built = True
-
-    def _carry_exclusions(
-        self, trained: list[tuple[keras.Variable, int]], without_decay: Collection[int]
-    ) -> None:
-        """Say of each vector whether its weights were excluded from weight decay."""
-        # A MultiOptimizer has several.
+        # What a weight was excluded from, its vector is; a MultiOptimizer has several.
         for optimizer in (self.inner, *getattr(self.inner, "optimizers", ())):
             for variable, i in trained:
-                decays = optimizer._use_weight_decay(native(self._weights[i]))
-                if optimizer is self.inner:
-                    decays = i not in without_decay
-                known = vars(optimizer).setdefault(
-                    "_exclude_from_weight_decay_cache", {}
-                )
-                known[optimizer._var_key(variable)] = decays
+                uses = optimizer._use_weight_decay(native(variables[i]))
+                known = optimizer._exclude_from_weight_decay_cache
+                known[optimizer._var_key(variable)] = uses
+        self.built = True
 
     def trains(self, i: int) -> bool:
         """Return whether the mask holds any scalar of the `i`-th variable."""
@@ -214,23 +204,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def selected_indices(self, i: int) -> np.ndarray | None:
         """Return the flat indices in the `i`-th variable if it trains in part."""
-        for vector in self._vectors:
-            if i in vector.weights:
-                return vector.indices_in(i)
-        return None
+        found = [v.indices_in(i) for v in self._vectors if i in v.weights]
+        return found[0] if found else None
 
-    def add_probes(self, probes: Mapping[int, keras.Variable]) -> None:
-        """Expect part of the gradient of some variables from a probe.
+    def expect(self, probes: Mapping[int, keras.Variable]) -> None:
+        """Add the gradients of these variables, and of no others, to those of weights.
 
         Args:
-            probes: By place of the variable; its gradient has the shape of the
-                variable's selected scalars.
+            probes: By place of the weight; the gradient of each has the shape of the
+                weight's selected scalars.
         """
         self._probed = {self._var_key(probe): i for i, probe in probes.items()}
-
-    def remove_probes(self) -> None:
-        """Forget what `add_probes` said."""
-        self._probed = {}
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -363,7 +347,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             "name": self.name,
             "inner": serialize(self.inner),
             "mask": serialize(self.mask),
-            "without_decay": self._without_decay and list(self._without_decay),
+            "without_decay": list(self._without_decay),
         }
 
     @classmethod
@@ -376,11 +360,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             config[name] = keras.saving.deserialize_keras_object(
                 config[name], custom_objects=custom_objects
             )
-        # Keras's own optimizers forget what they were told to exclude.
-        without_decay = config.pop("without_decay", None)
+        without_decay = config.pop("without_decay")
         optimizer = cls(**config)
-        if without_decay is not None:
-            optimizer._without_decay = tuple(without_decay)
+        optimizer._without_decay = list(without_decay)
         return optimizer
 
 

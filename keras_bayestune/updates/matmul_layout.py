@@ -69,7 +69,7 @@ class MatmulLayout:
         return self._size(self._put_out)
 
     def rows_and_columns(self, flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return row and column, int32, of flat C-order positions in the kernel."""
+        """Return row and column, int32, of flat C-order indices in the kernel."""
         places = np.unravel_index(np.asarray(flat, "int64"), self.kernel_shape)
         by_label = dict(zip(self.kernel, places, strict=True))
         sizes = dict(zip(self.kernel, self.kernel_shape, strict=True))

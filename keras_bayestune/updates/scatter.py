@@ -14,11 +14,11 @@ _FAST_PATHS = {
 
 
 def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
-    """Returns the scalars of a variable at flat positions, as a NumPy copy.
+    """Returns the scalars of a variable at flat indices, as a NumPy copy.
 
     Args:
         variable: A Keras variable of any shape.
-        indices: Flat (C order) positions, integers, one-dimensional.
+        indices: Flat (C order) indices, integers, one-dimensional.
 
     Returns:
         Array of the variable's dtype and the shape of `indices`.
@@ -38,7 +38,7 @@ def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
 def assign_flat(
     variable: keras.Variable, indices: np.ndarray, values: np.ndarray
 ) -> None:
-    """Writes scalars of a variable at flat positions; the others keep their bits.
+    """Writes scalars of a variable at flat indices; the others keep their bits.
 
     The variable is changed in place where the backend can: time and memory are those
     of the written scalars. On JAX it is copied instead while something else holds its
@@ -46,7 +46,7 @@ def assign_flat(
 
     Args:
         variable: A Keras variable of any shape.
-        indices: Flat (C order) positions, integers, one-dimensional, unique.
+        indices: Flat (C order) indices, integers, one-dimensional, unique.
         values: New values, of the shape of `indices`; cast to the variable's dtype.
 
     Example:

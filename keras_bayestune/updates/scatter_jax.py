@@ -76,7 +76,7 @@ def _padded(array: np.ndarray) -> np.ndarray:
 
 
 def _narrowed(coordinates: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-    # Coordinates, not flat positions: they fit int32 for any variable (JAX has no
+    # Coordinates, not flat indices: they fit int32 for any variable (JAX has no
     # int64 by default), and a sharded variable stays sharded.
     return tuple(axis.astype("int32") for axis in coordinates)
 

@@ -250,8 +250,9 @@ def test_a_layer_that_is_called_inside_something(force, monkeypatch):
         for name, how in PLACES.items():
             outputs = Inside(how, layers.Dense(6, "tanh", name=name))(outputs)
         outputs = layers.TimeDistributed(layers.Dense(6))(outputs)
+        dense = layers.Dense(6)
         with keras.RematScope(mode="full"):
-            rematerialised = Inside(lambda layer, x: layer(x), layers.Dense(6))
+            rematerialised = Inside(lambda layer, x: layer(x), dense)
         model = keras.Model(inputs, rematerialised(outputs))
         mask = SparseMask(
             {v.path: [0, 1] for v in model.weights},

@@ -212,9 +212,9 @@ def test_a_gradient_that_is_not_finite_is_skipped(inner):
         for t in range(4):
             optimizer.apply(tensors(new_gradients(t)), variables)
             if with_bad and t < len(BAD_GRADIENTS):
-                value, which, position = BAD_GRADIENTS[t]
+                value, which, index = BAD_GRADIENTS[t]
                 gradients = new_gradients(50 + t)
-                gradients[which].flat[position] = value
+                gradients[which].flat[index] = value
                 before = bits(variables + optimizer.inner.variables)
                 optimizer.apply(tensors(gradients), variables)
                 assert bits(variables + optimizer.inner.variables) == before

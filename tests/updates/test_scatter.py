@@ -18,18 +18,18 @@ def new_variable(shape, dtype, seed=0):
     return keras.Variable(array, dtype=dtype), array
 
 
-def positions(size, count, seed=1):
+def some_indices(size, count, seed=1):
     choice = np.random.default_rng(seed).choice(size, count, replace=False)
     return np.sort(choice).astype("int32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reads_and_writes_only_the_given_positions(shape, dtype):
+def test_reads_and_writes_only_the_given_indices(shape, dtype):
     variable, array = new_variable(shape, dtype)
     expected = array.reshape(-1).copy()
     for count in {1, array.size // 3 or 1, min(array.size, 9)}:
-        indices = positions(array.size, count)
+        indices = some_indices(array.size, count)
         read = scatter.gather_flat(variable, indices)
         assert read.dtype == dtype
         np.testing.assert_array_equal(read, expected[indices])
@@ -46,7 +46,7 @@ def test_reads_and_writes_only_the_given_positions(shape, dtype):
 def test_fast_path_agrees_with_the_copy(shape):
     fast, array = new_variable(shape, "float32")
     copied, _ = new_variable(shape, "float32")
-    indices = positions(array.size, 11)
+    indices = some_indices(array.size, 11)
     values = np.array([np.nan, -0.0, np.inf, 1e-45, *range(7)], "float32")
     scatter.assign_flat(fast, indices, values)
     scatter.assign_by_copy(copied, indices, values)
@@ -57,7 +57,7 @@ def test_fast_path_agrees_with_the_copy(shape):
     assert read.tobytes() == values.tobytes()
 
 
-def test_no_positions():
+def test_no_indices():
     variable, array = new_variable((300, 300), "float32")
     nothing = np.empty(0, "int64")
     assert scatter.gather_flat(variable, nothing).shape == (0,)

@@ -43,7 +43,7 @@ def carried_state(
     """
     in_stage_two = isinstance(unscaled(model.optimizer), SparseOptimizer)
     if position.is_over and not in_stage_two:
-        progress = Progress(0, 0, {}, None, [], None)
+        progress = Progress(0, None, 0, {}, None, [], None)
     elif position.is_over and progress.result is not None:
         small = replace(progress.result, scores=None, anchors=None)
         progress = replace(progress, result=small)
@@ -89,6 +89,8 @@ class Carried:
     def restore(self, model: keras.Model) -> None:
         """Give the random generators and the loss scaling of `model` what they had.
 
+        After the end of `fit` the global generators are the caller's own.
+
         Raises:
             ValueError: the model has others; nothing was changed.
         """
@@ -98,7 +100,8 @@ class Carried:
         ]
         for variable, value in pairs:
             variable.assign(value)
-        set_random_state(self._random)
+        if not self._position.is_over:
+            set_random_state(self._random)
 
     def check_epoch(self, epoch: int) -> None:
         """Warn if a `fit` that begins with `epoch` does not go on where this ended."""

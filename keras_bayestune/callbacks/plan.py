@@ -1,6 +1,7 @@
 """When stage 1 ends: the arguments of the callback, checked early."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,35 +71,45 @@ class Plan:
                 check_integer(name, value, 1)
 
     def check_fit(
-        self, optimizer: BayesTuneSGLD, epochs: int, steps: int | None
+        self,
+        optimizer: BayesTuneSGLD,
+        epochs: int,
+        steps: int | None,
+        *,
+        epoch: int = 0,
+        first_epoch: int = 0,
+        batches: int = 0,
     ) -> None:
         """Raise if this `fit` takes no sample, or leaves nothing for stage 2.
 
         Args:
             optimizer: The optimizer of stage 1.
-            epochs: Epochs of the `fit`.
+            epochs: The `epochs` of `fit`.
             steps: Batches per epoch, `None` if not known.
+            epoch: The first epoch of this `fit`, from 0.
+            first_epoch: The first epoch of stage 1, earlier if the run is resumed.
+            batches: Batches of stage 1 that are done.
         """
-        if self.finetune_optimizer is not None:
-            if self.sampling_epochs is not None and self.sampling_epochs >= epochs:
-                raise ValueError(
-                    f"sampling_epochs={self.sampling_epochs} of epochs={epochs} "
-                    "leaves no epoch for stage 2. Raise `epochs` of fit, or lower "
-                    "sampling_epochs."
-                )
-            planned = math.inf if steps is None else epochs * steps
-            if self.sampling_steps is not None and self.sampling_steps >= planned:
-                raise ValueError(
-                    f"sampling_steps={self.sampling_steps} of {planned} batches leaves "
-                    "none for stage 2. Raise `epochs` of fit, or lower sampling_steps."
-                )
+        planned: float
+        left = math.inf if steps is None else (epochs - epoch) * steps
         if self.sampling_steps is not None:
-            batches = self.sampling_steps
-        elif steps is not None:
-            batches = steps * (self.sampling_epochs or epochs)
+            planned = self.sampling_steps - batches
         else:
+            last = epochs
+            if self.sampling_epochs is not None:
+                last = first_epoch + self.sampling_epochs
+            planned = math.inf if steps is None else (last - epoch) * steps
+            self._check_epochs(last, epochs, first_epoch)
+        if self.finetune_optimizer is not None and planned >= left < math.inf:
+            raise ValueError(
+                f"sampling_steps={self.sampling_steps} of {left + batches} batches "
+                "leaves none for stage 2. Raise `epochs` of fit, or lower "
+                "sampling_steps."
+            )
+        planned = min(planned, left)
+        if planned == math.inf:
             return  # a data set of unknown length
-        updates = batches // (optimizer.gradient_accumulation_steps or 1)
+        updates = int(planned) // (optimizer.gradient_accumulation_steps or 1)
         needed = optimizer.burn_in_steps + optimizer.thinning - optimizer.num_updates
         if updates < needed:
             raise ValueError(
@@ -108,6 +119,48 @@ class Plan:
                 "more epochs, or lower warmup_steps and burn_in_steps (about a "
                 "quarter and a half of the planned updates)."
             )
+
+    def _check_epochs(self, last: int, epochs: int, first_epoch: int) -> None:
+        if self.finetune_optimizer is not None and last >= epochs:
+            begin = f" from initial_epoch={first_epoch} on" if first_epoch else ""
+            raise ValueError(
+                f"sampling_epochs={self.sampling_epochs} of epochs={epochs}{begin} "
+                "leaves no epoch for stage 2. Raise `epochs` of fit, or lower "
+                "sampling_epochs."
+            )
+
+    def warn_of_early_end(
+        self, epoch: int, was_stopped: bool, is_restored: bool, samples: int
+    ) -> None:
+        """Warn that `fit` was over before stage 1, or before stage 2 began.
+
+        Args:
+            epoch: The epoch in which it ended, from 1.
+            was_stopped: Whether a callback stopped it.
+            is_restored: Whether the weights are the pre-trained ones.
+            samples: Posterior samples that the mask comes from.
+        """
+        cause = "a callback stopped it" if was_stopped else "the data or epochs ran out"
+        weights = "the pre-trained ones" if is_restored else "the last ones of stage 1"
+        cure = "Let stage 1 run to its end"
+        if self.finetune_optimizer is not None:
+            cure = (
+                "Pass callbacks that stop on a metric as SparseMaskCallback("
+                "stage_2_callbacks=[...]) and run again; or call `fit` once more with "
+                "this callback, to train stage 2 with this mask"
+            )
+        planned = {
+            "sampling_epochs": self.sampling_epochs,
+            "sampling_steps": self.sampling_steps,
+        }
+        told = [f"{name}={value}" for name, value in planned.items() if value]
+        warnings.warn(
+            f"`fit` ended in epoch {epoch}, because {cause}, and "
+            + ("stage 2 never began" if self.finetune_optimizer else "stage 1 was cut")
+            + f" (planned: {told[0] if told else 'all epochs'}). The mask comes from "
+            f"{samples} samples, the weights are {weights}. {cure}.",
+            stacklevel=2,
+        )
 
 
 def _number(value: Any) -> float:

@@ -17,7 +17,8 @@ class Progress:
     """What the callback itself knows at the start of an epoch."""
 
     epoch: int  # the one that comes next, from 0
-    batches: int  # since the first epoch
+    first_epoch: int | None  # of stage 1; `None` before it begins
+    batches: int  # since then
     numbers: dict[str, float]  # logged so far
     result: Result | None  # of stage 1, once that is over
     non_trainable: list[np.ndarray]  # anchors, until stage 1 is over
@@ -31,6 +32,7 @@ def progress_document(
     arrays: dict[str, np.ndarray] = {}
     document: dict[str, Any] = {
         "epoch": progress.epoch,
+        "first_epoch": progress.first_epoch,
         "batches": progress.batches,
         "numbers": progress.numbers,
         "non_trainable": len(progress.non_trainable),
@@ -53,12 +55,13 @@ def read_progress(document: dict[str, Any], read: Read) -> Progress:
     Raises:
         KeyError, TypeError, ValueError, OverflowError: they do not fit together.
     """
-    count = document["trace"]
+    count, first = document["trace"], document["first_epoch"]
     trace = None
     if count is not None:
         trace = (int(count), read("trace.samples"), read("trace.total"))
     return Progress(
         epoch=int(document["epoch"]),
+        first_epoch=None if first is None else int(first),
         batches=int(document["batches"]),
         numbers=dict(document["numbers"]),
         non_trainable=read_arrays(document, "non_trainable", read),

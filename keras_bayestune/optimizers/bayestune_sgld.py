@@ -118,7 +118,9 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
     ...     ),
     ...     loss="mse",
     ... )
-    >>> history = model.fit(np.ones((32, 4)), np.ones(32), batch_size=2, verbose=0)
+    >>> select = SparseMaskCallback(fraction=0.5)
+    >>> x, y = np.random.rand(32, 4), np.random.rand(32)
+    >>> history = model.fit(x, y, batch_size=2, callbacks=[select], verbose=0)
     >>> model.optimizer.num_samples
     4
     >>> scales = model.optimizer.posterior_scales()
@@ -383,12 +385,27 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         )
 
     def finalize_variable_values(self, var_list: Any) -> None:
-        """Set the variables to their moving averages, if those are kept."""
+        """Set the variables to their moving averages; Keras's `fit` ends with it."""
+        self._warn_if_nobody_makes_a_mask()
         super().finalize_variable_values(var_list)
         if self.use_ema:
             # Copies: on JAX two variables must not share a donated buffer.
             for variable in var_list:
                 variable.assign(ops.copy(variable))
+
+    def _warn_if_nobody_makes_a_mask(self) -> None:
+        # A loop of one's own asks for moving averages, if it has any.
+        if self.run.is_attended or self.use_ema or not self.num_updates:
+            return
+        self.run.is_attended = True  # once is enough
+        warnings.warn(
+            "`fit` with BayesTuneSGLD ended without SparseMaskCallback: there is no "
+            "mask, and all weights under the prior have moved, under noise. Use "
+            "model.fit(..., callbacks=[SparseMaskCallback(...)]). If you make the mask "
+            "yourself, from posterior_scales(), first give the weights the values of "
+            "anchors() back.",
+            stacklevel=2,
+        )
 
     @property
     def num_samples(self) -> int:
@@ -458,6 +475,14 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def check_sampled(self) -> None:
         """Raise a ValueError if no posterior sample was taken yet."""
+        if self.num_samples == 0 and self.skipped_steps > self.num_updates:
+            raise ValueError(
+                f"No posterior sample was taken: {self.skipped_steps} updates were "
+                f"skipped because a gradient was not finite, {self.num_updates} were "
+                "done. Look for NaN and infinity in the inputs and the labels "
+                "(np.isfinite(x).all()) and for a loss that is not finite; if there "
+                "are none, lower the learning rate."
+            )
         if self.num_samples == 0:
             raise ValueError(
                 f"No posterior sample was taken: {self.num_updates} updates were run "

@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers.arguments import check_inner
+from keras_bayestune.optimizers.bayestune_sgld import BayesTuneSGLD
 from keras_bayestune.optimizers.selected_vector import SelectedVector, is_elementwise
 from keras_bayestune.optimizers.state import (
     RunState,
@@ -102,6 +103,8 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             delattr(self, setting)
         self.mask = mask
         self.run = RunState()
+        if isinstance(inner, BayesTuneSGLD):
+            inner.run.is_attended = True  # the mask is there, and frozen scalars stay
         self._owner = "SparseOptimizer"  # of a saved state; after build with the mask
         # Places of the weights that the inner optimizer excludes from weight decay.
         self._without_decay: list[int] = []
@@ -143,6 +146,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         # Saved with the model, it needs the model's order.
         self.mask = self.mask.in_order_of(variables)
         matched = self.mask.match(variables)
+        _check_all_are_known(variables, matched)
         selected = {
             i: matched[path]
             for i, path in enumerate(variable_paths(variables))
@@ -373,3 +377,17 @@ def _digest(selected: Mapping[int, Any]) -> str:
         digest.update(f"{i} {len(indices)} ".encode())
         digest.update(np.asarray(indices, "int64").tobytes())
     return digest.hexdigest()
+
+
+def _check_all_are_known(
+    variables: list[keras.Variable], matched: Mapping[str, Any]
+) -> None:
+    unknown = [path for path in variable_paths(variables) if path not in matched]
+    if unknown:
+        raise ValueError(
+            f"The mask does not know {len(unknown)} of {len(variables)} trainable "
+            f"variables, so they would not train: {unknown[:5]}. If stage 1 ran while "
+            "their layers were frozen, freeze them now, or unfreeze them before stage "
+            "1. To train them all with this mask, make it with "
+            "SparseMask.from_scores(..., always={path: shape})."
+        )

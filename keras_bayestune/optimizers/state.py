@@ -25,6 +25,7 @@ class RunState:
     attaches itself here, and takes back what was loaded.
 
     Attributes:
+        is_attended: Whether somebody makes a mask of what stage 1 samples.
         loaded: Document and arrays that were loaded and not yet taken.
         stage_two: The optimizer variables loaded with them, if those are of stage 2
             and the optimizer is of stage 1.
@@ -34,6 +35,7 @@ class RunState:
         """Begin without a run."""
         self._describe: Callable[[], tuple[Document, Arrays]] | None = None
         self._can_switch = False
+        self.is_attended = False
         self.loaded: tuple[Document, Arrays] | None = None
         self.stage_two: Arrays | None = None
 
@@ -47,10 +49,11 @@ class RunState:
             can_switch: Whether a state of stage 2 will be taken from `stage_two`.
         """
         self._describe, self._can_switch = describe, can_switch
+        self.is_attended = True
 
     def detach(self) -> None:
         """A state of stage 2 is refused from now on by an optimizer of stage 1."""
-        self._can_switch = False
+        self._can_switch = self.is_attended = False
 
     def take(self) -> tuple[Document, Arrays, Arrays | None] | None:
         """Return what was loaded, once; the last part is `stage_two`."""

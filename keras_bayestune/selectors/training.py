@@ -128,6 +128,8 @@ class Training:
         with warnings.catch_warnings():
             # Keras says so after one pass over data whose length it does not know.
             warnings.filterwarnings("ignore", "Your input ran out of data")
+            # The selector takes the scales, and puts the weights back.
+            warnings.filterwarnings("ignore", "`fit` with BayesTuneSGLD ended")
             beside.fit(
                 **arguments,
                 epochs=epochs,

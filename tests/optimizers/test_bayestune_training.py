@@ -7,6 +7,9 @@ from keras import ops
 
 from keras_bayestune import BayesTuneSGLD, JointLangevin
 
+# They look at the optimizer alone, and read its scales themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
+
 BACKEND = keras.backend.backend()
 FEATURES, BATCHES, BATCH = 4, 8, 2
 

@@ -95,6 +95,8 @@ def train(folder, epochs, sampling_epochs, mode, at):
         seed=3,
     )
     jit = keras.backend.backend() == "jax"
+    # On TensorFlow the order comes from tf.data, whose state cannot be read.
+    shuffle = mode != "keras" and keras.backend.backend() != "tensorflow"
     model.compile(optimizer, loss="mse", jit_compile=jit)
     select = kbt.SparseMaskCallback(
         fraction=0.4,
@@ -110,7 +112,7 @@ def train(folder, epochs, sampling_epochs, mode, at):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.fit(
-            x, y, batch_size=4, epochs=epochs, shuffle=False, verbose=0,
+            x, y, batch_size=4, epochs=epochs, shuffle=shuffle, verbose=0,
             callbacks=callbacks,
         )  # fmt: skip
     arrays = [

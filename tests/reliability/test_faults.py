@@ -154,7 +154,7 @@ def savers(folder):
     delta = SparseDelta.from_checkpoints(base, tuned)
     base.optimizer.build(base.trainable_variables)
     backup = Backup(folder)
-    progress = Progress(1, 2, {}, None, [], None)
+    progress = Progress(1, 0, 2, {}, None, [], None)
     return {
         "mask": lambda: mask.save(folder / "file"),
         "delta": lambda: delta.save(folder / "file"),

@@ -177,7 +177,7 @@ def progress():
     scores = {"a": np.ones((3, 2), "float32")}
     result = Result(mask, scores, scores, 1, {"samples": 3})
     trace = (3, np.ones((3, 2)), np.ones(2))
-    return Progress(2, 6, {"samples": 3}, result, [np.ones(3)], trace)
+    return Progress(2, 0, 6, {"samples": 3}, result, [np.ones(3)], trace)
 
 
 class StateFileOfARun:

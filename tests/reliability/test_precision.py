@@ -9,6 +9,9 @@ from keras import ops
 from keras_bayestune import BayesTuneSGLD, SparseMaskCallback
 from keras_bayestune.optimizers import unscaled
 
+# They look at the optimizer alone, and read its scales themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
+
 JIT = keras.backend.backend() == "jax"
 
 

@@ -16,6 +16,9 @@ from tests.selectors.network import (
     weights_of,
 )
 
+# They look at the optimizer alone, and read its scales themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
+
 RATE = 0.07
 
 

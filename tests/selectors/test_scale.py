@@ -8,6 +8,9 @@ from keras_bayestune import BayesTuneSGLD
 from keras_bayestune.selectors import ScaleSelector
 from tests.selectors.network import Batches, new_data, new_model
 
+# They look at the optimizer alone, and read its scales themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
+
 ARGUMENTS = {"warmup_steps": 2, "burn_in_steps": 3, "thinning": 2, "seed": 5}
 
 

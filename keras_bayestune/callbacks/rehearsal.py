@@ -1,0 +1,37 @@
+"""The end of stage 1 tried before its first step, so that no hour is lost at it."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_bayestune.callbacks.plan import Plan
+from keras_bayestune.callbacks.stage_one import make_mask, stage_one_optimizer
+from keras_bayestune.masks import SparseMask
+from keras_bayestune.optimizers import SparseOptimizer
+from keras_bayestune.updates.replicas import strategy_scope
+
+
+def rehearse(model: keras.Model, plan: Plan, per_layer: Any) -> None:
+    """Build a mask from random scores, and the optimizer of stage 2 around it.
+
+    Raises:
+        ValueError: `fraction` or `per_layer` do not fit the model, a pattern of
+            `exclude` matches nothing, or `finetune_optimizer` was used before.
+    """
+    optimizer = stage_one_optimizer(model)
+    if not optimizer.built:
+        with strategy_scope(model):
+            model.optimizer.build(model.trainable_variables)
+    rng = np.random.default_rng(0)
+    largest = np.finfo("float32").max  # above every threshold
+    scores = {
+        path: np.full(mean.shape, largest, "float32")
+        if plan.threshold is not None
+        # Of many sizes, so that "auto" finds a knee.
+        else np.exp(8.0 * rng.random(mean.shape, "float32"))
+        for path, mean in optimizer.running_means()
+    }
+    mask: SparseMask = make_mask(model, scores, plan, per_layer)
+    if plan.finetune_optimizer is not None:
+        SparseOptimizer(plan.finetune_optimizer, mask)

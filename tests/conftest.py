@@ -44,15 +44,6 @@ def root():
 
 
 @pytest.fixture(scope="session")
-def shared_dir():
-    """The reference data beside the project; tests that need it skip without it."""
-    folder = Path(os.environ.get("KERAS_BAYESTUNE_SHARED", ROOT.parent / "shared"))
-    if not folder.is_dir():
-        pytest.skip(f"no reference data in {folder}: set KERAS_BAYESTUNE_SHARED")
-    return folder
-
-
-@pytest.fixture(scope="session")
 def save_tiny_bert():
     """`save_tiny_bert(folder, words, length)` writes a preset of random weights."""
     models = pytest.importorskip("keras_hub").models

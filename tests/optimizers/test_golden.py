@@ -24,8 +24,8 @@ class RecordedNoise(Noise):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_authors_mode_reproduces_the_recorded_trajectory(name, shared_dir):
-    with np.load(shared_dir / "golden" / f"{name}.npz") as file:
+def test_authors_mode_reproduces_the_recorded_trajectory(name, root):
+    with np.load(root / "tests/fixtures/authors" / f"{name}.npz") as file:
         recorded = dict(file)
     config = json.loads(str(recorded["config"]))
     count = sum(key.startswith("theta0_") for key in recorded)

@@ -120,7 +120,7 @@ def selection_probability(
         >>> means = {"k": np.array([1.0, 2.0, 4.0, 3.0])}
         >>> moments = {"k": means["k"] ** 2 + 1.0}  # each has variance 1
         >>> found = selection_probability(means, moments, samples=4, fraction=0.5)
-        >>> found["k"].round(3).tolist()
+        >>> [round(probability, 3) for probability in found["k"].tolist()]
         [0.0, 0.023, 0.977, 0.5]
     """
     if not 0 < samples < float("inf"):

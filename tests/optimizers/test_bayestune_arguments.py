@@ -57,16 +57,12 @@ BAD_VALUES = [
     ("seed", 2**31, "seed=2147483648"),
     ("seed", 0.5, "seed=0.5 of type float"),
     ("learning_rate", 1, "`learning_rate` should be float"),
-    ("clipnorm", 1.0, None),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD_VALUES)
 def test_bad_values(name, value, message):
     arguments = {"learning_rate": 1e-3, name: value}
-    if message is None:
-        BayesTuneSGLD(**arguments)
-        return
     with pytest.raises(ValueError, match=message):
         BayesTuneSGLD(**arguments)
 

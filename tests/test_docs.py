@@ -74,6 +74,7 @@ PAGES = (  # all of whose code runs, in order
     "docs/two-stages.md",
     "docs/choosing-p.md",
     "docs/recipes.md",
+    "docs/language-models.md",
 )
 
 

@@ -77,7 +77,7 @@ def test_what_is_returned_is_pythons_own():
     assert check_integer("seed", 2**31 - 1, 0) == 2**31 - 1
 
 
-@pytest.mark.parametrize("name", ["epochs", "selection_epochs", "seed"])
+@pytest.mark.parametrize("name", ["finetune_epochs", "selection_epochs", "seed"])
 def test_fine_tune(name):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     data = np.ones((4, 2)), np.ones((4, 1))

@@ -71,7 +71,8 @@ def backbone():
 def functional():
     inputs = keras.Input((4,))
     x = LaplacePrior().wrap(backbone())(inputs)
-    x = keras.layers.Add()([x, WithPrior(dense(3, "inner"), None)(inputs)])
+    fresh = WithPrior(dense(3, "inner"), None, name="fresh")
+    x = keras.layers.Add()([x, fresh(inputs)])
     return keras.Model(inputs, dense(2, "inner")(x))
 
 
@@ -180,7 +181,7 @@ def test_without_the_library(tmp_path, monkeypatch):
     names = lines["functional"]
     assert "'backbone'" in names
     assert names.count("'inner'") == 1
-    assert names.count("'with_prior") == 1
+    assert names.count("'fresh'") == 1
 
 
 def test_weights_fit_a_bare_model(tmp_path):

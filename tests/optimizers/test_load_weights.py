@@ -30,7 +30,8 @@ def sparse(indices=SELECTED, inner=SGD):
 
 def fit(model):
     x, y = np.random.default_rng(0).normal(size=(2, 8, 4)).astype("float32")
-    model.fit(x, y[:, :3], batch_size=2, verbose=0)
+    for i in range(0, 8, 2):
+        model.train_on_batch(x[i : i + 2], y[i : i + 2, :3])
 
 
 def arrays(variables):

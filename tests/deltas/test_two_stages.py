@@ -215,6 +215,7 @@ def test_a_renamed_model_keeps_its_mask(small, tmp_path):
         reordered.match(loaded.trainable_variables)
 
 
+@pytest.mark.filterwarnings("ignore:.*ended without SparseMaskCallback")
 def test_a_renamed_model_keeps_its_patterns(tmp_path):
     model = new_net()
     optimizer = BayesTuneSGLD(

@@ -48,6 +48,7 @@ def fit(model, optimizer, callbacks=()):
     model.fit(X, Y, batch_size=2, epochs=2, callbacks=list(callbacks), verbose=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*ended without SparseMaskCallback")
 @pytest.mark.parametrize("optimizer", [stage_one, stage_two])
 def test_without_input(optimizer):
     model = sequential()
@@ -77,6 +78,7 @@ def test_callback(make):
         np.testing.assert_array_equal(anchor, weight.numpy())
 
 
+@pytest.mark.filterwarnings("ignore:.*ended without SparseMaskCallback")
 @pytest.mark.parametrize("make", [sequential, Own])
 def test_the_cure(make):
     model = make()

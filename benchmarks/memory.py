@@ -17,6 +17,7 @@ import numpy as np
 
 import keras_bayestune as kbt
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.deltas import QuantizedBase
 
 SIZES = {  # layers, heads, width, inner width, vocabulary: Gemma 3's blocks, tied
     "4m": (2, 2, 128, 512, 16384),
@@ -24,7 +25,7 @@ SIZES = {  # layers, heads, width, inner width, vocabulary: Gemma 3's blocks, ti
     "110m": (12, 12, 768, 2048, 32768),
 }
 FRACTION = 0.005
-METHODS = "adam", "stage 1", "stage 2"
+METHODS = "adam", "stage 1", "stage 2", "stage 2, int8"
 
 
 def build(size: str, dtype: str, remat: bool) -> keras.Model:
@@ -60,6 +61,8 @@ def optimizer(method: str, model: keras.Model, accumulate: int | None):
         v.path: rng.random(v.shape, dtype="float32") for v in model.trainable_variables
     }
     mask = kbt.SparseMask.from_scores(scores, fraction=FRACTION)
+    if method == "stage 2, int8":
+        mask = QuantizedBase(model, mask).mask
     return kbt.SparseOptimizer(keras.optimizers.Adam(1e-3, **steps), mask)
 
 
@@ -80,8 +83,8 @@ def step_bytes(model: keras.Model, batch: int, tokens: int, compact: bool):
         metrics_variables=True,
     )
     compiled = jax.jit(model.train_step, donate_argnums=0).lower(state, data).compile()
-    weights, kept = (sum(array.nbytes for array in state[i]) for i in (0, 2))
-    return weights, kept, compiled.memory_analysis().temp_size_in_bytes
+    trained, frozen, kept, _ = (sum(array.nbytes for array in part) for part in state)
+    return trained + frozen, kept, compiled.memory_analysis().temp_size_in_bytes
 
 
 def main() -> None:
@@ -102,13 +105,13 @@ def main() -> None:
         loss = keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
         )
-        model.compile(optimizer(method, model, arguments.accumulate), loss)
         scalars = sum(math.prod(v.shape) for v in model.trainable_variables)
+        model.compile(optimizer(method, model, arguments.accumulate), loss)
         compact = arguments.compact and method == "stage 2"
         rows = step_bytes(model, arguments.batch, arguments.tokens, compact)
         weights, kept, beside = (n / scalars for n in rows)
         print(
-            f"{method:8} {scalars / 1e6:6.1f} M scalars, {arguments.dtype}, "
+            f"{method:14} {scalars / 1e6:6.1f} M scalars, {arguments.dtype}, "
             f"{arguments.batch} x {arguments.tokens} tokens; bytes per scalar: "
             f"weights {weights:5.2f}, state {kept:5.2f}, beside {beside:6.2f}; "
             f"{sum(rows) / 1e6:,.0f} MB in all",

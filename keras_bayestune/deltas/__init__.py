@@ -7,12 +7,14 @@ from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.delta_set import DeltaSet
 from keras_bayestune.deltas.export import save_merged
 from keras_bayestune.deltas.model_variables import base_values
+from keras_bayestune.deltas.quantized import QuantizedBase
 from keras_bayestune.deltas.ties import ties
 from keras_bayestune.deltas.weighted_sum import weighted_mean, weighted_sum
 
 __all__ = [
     "Conflicts",
     "DeltaSet",
+    "QuantizedBase",
     "SparseDelta",
     "average_predictions",
     "base_values",

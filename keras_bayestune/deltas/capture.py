@@ -37,7 +37,7 @@ def capture(
     indices = {matched[path]: mask.indices[path] for path in mask.shapes}
     whole = {matched[path] for path in mask.always}
 
-    unknown = [path for path in masked if path not in indices]
+    unknown = [path for path in masked if path not in indices and path not in base]
     missing = [path for path in indices if path not in whole and path not in base]
     if unknown or missing:
         raise ValueError(
@@ -53,7 +53,7 @@ def capture(
         now = read_variable(variable)
         before = _base_array(base[path], variable) if path in base else now
         differs = bits(now) != bits(before)
-        if path in whole or (path not in indices and differs.any()):
+        if path in whole or (path not in masked and differs.any()):
             # Changed statistics (a batch normalisation's) are part of the outputs.
             variables[path] = VariableDelta.whole(now)
             continue

@@ -1,0 +1,184 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_bayestune as kbt
+from keras_bayestune.deltas import QuantizedBase
+
+# Keras 3.15 transposes the vector of a table's scales, which torch advises against.
+pytestmark = pytest.mark.filterwarnings("ignore:The use of `x.T`:UserWarning")
+
+
+def build():
+    """Every layer that can be int8, a norm, and a table that is read and written."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype="int32")
+    table = keras.layers.ReversibleEmbedding(20, 8, name="table")
+    x = table(inputs)
+    x = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 4), name="split")(x)
+    x = keras.layers.Reshape((6, 8))(x)
+    x = keras.layers.Dense(8, activation="gelu", name="dense")(x)
+    x = keras.layers.LayerNormalization(name="norm")(x)
+    return keras.Model(inputs, table(x, reverse=True))
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 20, (8, 6)), rng.integers(0, 20, (8, 6))
+
+
+def values(model):
+    return {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+
+
+def mask_of(model, fraction=0.2):
+    rng = np.random.default_rng(1)
+    scores = {v.path: rng.random(v.shape) for v in model.trainable_variables}
+    return kbt.SparseMask.from_scores(scores, fraction=fraction)
+
+
+def train(model, mask, steps=3):
+    model.compile(
+        kbt.SparseOptimizer(keras.optimizers.SGD(0.5), mask),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    for _ in range(steps):
+        model.train_on_batch(*batch())
+
+
+def outputs(model):
+    return keras.ops.convert_to_numpy(model(batch()[0]))
+
+
+def round_as_int8(model, mask):
+    """The float model with the values that int8 keeps, outside the mask."""
+    axes = {"table/embeddings": -1, "split/kernel": 0, "dense/kernel": 0}
+    for variable in model.trainable_variables:
+        if variable.path in axes:
+            axis, weight = axes[variable.path], keras.ops.convert_to_numpy(variable)
+            scale = 127 / (np.abs(weight).max(axis=axis, keepdims=True) + 1e-7)
+            rounded = (np.round(weight * scale) / scale).reshape(-1)
+            kept = mask.indices[variable.path]
+            rounded[kept] = weight.reshape(-1)[kept]
+            variable.assign(rounded.reshape(weight.shape))
+
+
+def test_training_is_that_of_the_rounded_float_model():
+    """Same forward, same gradients: the selected scalars end where floats would."""
+    model, floats = build(), build()
+    mask = mask_of(model)
+    base = QuantizedBase(model, mask)
+    round_as_int8(floats, mask)
+    np.testing.assert_allclose(outputs(model), outputs(floats), atol=1e-5)
+    train(model, base.mask)
+    train(floats, mask)
+    np.testing.assert_allclose(outputs(model), outputs(floats), atol=1e-4)
+    new = {v.path: keras.ops.convert_to_numpy(v) for v in floats.trainable_variables}
+    moved = 0.0
+    for path, stored in base.delta().variables.items():
+        wanted = new[path].reshape(-1)[mask.indices[path]]
+        np.testing.assert_array_equal(stored.positions, mask.indices[path])
+        np.testing.assert_allclose(stored.values, wanted, atol=1e-4)
+        moved = max([moved, *np.abs(stored.values - stored.base)])
+    assert moved > 0.05  # many times the tolerance
+
+
+def test_only_the_selected_have_gradients_and_weights_are_int8():
+    model = build()
+    mask = mask_of(model)
+    base = QuantizedBase(model, mask)
+    int8 = {v.path for v in model.weights if v.dtype == "int8"}
+    assert int8 == {"table/embeddings", "split/kernel", "dense/kernel"}
+    trainable = {v.path: tuple(v.shape) for v in model.trainable_variables}
+    for path in int8:
+        assert path not in trainable
+        assert trainable[f"{path}_values"] == (len(mask.indices[path]),)
+    assert base.mask.count == mask.count
+    before = values(model)
+    train(model, base.mask)
+    after = values(model)
+    for path in int8:
+        np.testing.assert_array_equal(before[path], after[path])
+    changed = sum(np.sum(before[path] != after[path]) for path in before)
+    assert 0.9 * mask.count < changed <= mask.count
+
+
+def test_the_delta_fits_the_float_model_and_the_int8_one(tmp_path):
+    model = build()
+    base = QuantizedBase(model, mask_of(model))
+    train(model, base.mask)
+    tuned = outputs(model)
+    base.delta({"task": "a"}).save(tmp_path / "a.safetensors")
+    delta = kbt.SparseDelta.load(tmp_path / "a.safetensors")
+    assert delta.metadata == {"base": "int8", "task": "a"}
+
+    floats = build()
+    before = outputs(floats)
+    with delta.applied(floats):
+        assert np.abs(outputs(floats) - tuned).max() < 0.01  # what int8 rounds
+        assert np.abs(outputs(floats) - before).max() > 0.1
+
+    served = build()
+    server = QuantizedBase(served)
+    plain = outputs(served)
+    assert np.abs(plain - before).max() < 0.01
+    server.apply(delta)
+    np.testing.assert_allclose(outputs(served), tuned, atol=1e-5)
+    server.revert()
+    np.testing.assert_array_equal(outputs(served), plain)
+
+
+def test_two_deltas_take_turns():
+    deltas, tuned = [], []
+    for seed, fraction in ((0, 0.2), (1, 0.1)):
+        model = build()
+        base = QuantizedBase(model, mask_of(model, fraction))
+        train(model, base.mask, steps=1 + seed)
+        deltas.append(base.delta())
+        tuned.append(model.predict(batch()[0], verbose=0))
+    served = build()
+    server = QuantizedBase(served)
+    plain = served.predict(batch()[0], verbose=0)
+    for turn in (0, 1, 0):
+        server.apply(deltas[turn])
+        answer = served.predict(batch()[0], verbose=0)
+        np.testing.assert_allclose(answer, tuned[turn], atol=1e-5)
+        server.revert()
+    np.testing.assert_array_equal(served.predict(batch()[0], verbose=0), plain)
+
+
+def test_a_layer_that_trains_whole_stays_float():
+    model = build()
+    shape = (8, 8)
+    always = {"dense/kernel": shape, "dense/bias": (8,)}
+    scores = {"split/kernel": np.random.rand(8, 2, 4)}
+    mask = kbt.SparseMask.from_scores(scores, fraction=0.2, always=always)
+    base = QuantizedBase(model, mask)
+    assert model.get_layer("dense").kernel.dtype == "float32"
+    train(model, base.mask)
+    delta = base.delta()
+    floats = build()
+    with delta.applied(floats):
+        assert np.abs(outputs(floats) - outputs(model)).max() < 0.01
+
+
+def test_errors():
+    model = build()
+    with pytest.raises(TypeError, match="`mask` of QuantizedBase must be a SparseMask"):
+        QuantizedBase(model, {"dense/kernel": [0]})
+    other = kbt.SparseMask({"other": [0]}, {"other": (3,)})
+    with pytest.raises(ValueError, match="The mask is for another model"):
+        QuantizedBase(model, other)
+    base = QuantizedBase(model, mask_of(model))
+    delta = base.delta()
+    with pytest.raises(ValueError, match="holds float values already"):
+        base.apply(delta)
+    base.revert()
+    with pytest.raises(ValueError, match="nothing to revert"):
+        base.revert()
+    with pytest.raises(ValueError, match="The model is quantised"):
+        QuantizedBase(model)
+    another = build()
+    another.get_layer("dense").kernel.assign(np.ones((8, 8)))
+    with pytest.raises(ValueError, match=r"1 variables differ, e.g. .'dense/kernel'"):
+        QuantizedBase(another).apply(delta)

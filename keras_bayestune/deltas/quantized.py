@@ -20,7 +20,7 @@ from keras_bayestune.deltas.model_variables import (
 from keras_bayestune.deltas.swap import swap_in, swap_out
 from keras_bayestune.deltas.variable import VariableDelta, checksum
 from keras_bayestune.masks import SparseMask
-from keras_bayestune.paths import match_paths
+from keras_bayestune.matching import match_paths
 
 
 class QuantizedBase:
@@ -202,7 +202,7 @@ def _quantize(
 ) -> dict[str, tuple[Int8Layer, str]]:
     """Make weights int8; return the layer and attribute of each by its path."""
     path_of = {id(variable): path for path, variable in floats.items()}
-    found = {}
+    found: dict[str, tuple[Int8Layer, str]] = {}
     for layer in keras_layers(model):
         weights = weights_of(layer)
         paths = {path_of[id(weight)]: name for name, weight in weights.items()}

@@ -10,7 +10,6 @@ from keras import ops
 
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.int8_layer import Int8Layer, weights_of
-from keras_bayestune.deltas.matching import match_variables
 from keras_bayestune.deltas.model_variables import (
     Target,
     floating_variables,
@@ -141,7 +140,7 @@ class QuantizedBase:
             )
         shapes = {path: stored.shape for path, stored in delta.variables.items()}
         present = {path: stored.shape for path, stored in self._base.items()}
-        matched = match_variables(shapes, present)
+        matched = match_paths(shapes, present)
         stored = {matched[path]: v for path, v in delta.variables.items()}
         other = [
             path

@@ -8,11 +8,9 @@ integer type whose products wrap alike on TensorFlow, JAX and PyTorch.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 Tensor = Any  # a backend tensor
@@ -24,43 +22,40 @@ _MULTIPLY_2 = 0x846CA68B - 2**32
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
     """Shift without sign extension, which int32 would otherwise have."""
-    return ops.bitwise_and(ops.right_shift(word, bits), (1 << (32 - bits)) - 1)
+    return ops.right_shift(word, bits) & ((1 << (32 - bits)) - 1)
 
 
 def _mix(word: Tensor) -> Tensor:
     """Permute the 2**32 words so that every input bit reaches every output bit."""
-    word = ops.multiply(ops.bitwise_xor(word, _shift_right(word, 16)), _MULTIPLY_1)
-    word = ops.multiply(ops.bitwise_xor(word, _shift_right(word, 15)), _MULTIPLY_2)
-    return ops.bitwise_xor(word, _shift_right(word, 16))
+    # Operators and not `ops`, by which a Python number becomes a tensor: on PyTorch a
+    # copy to the device, in every step.
+    word = (word ^ _shift_right(word, 16)) * _MULTIPLY_1
+    word = (word ^ _shift_right(word, 15)) * _MULTIPLY_2
+    return word ^ _shift_right(word, 16)
 
 
-def words_at(seed: Tensor, step: Tensor, stream: Any, position: Tensor) -> Tensor:
-    """Return the word of 32 random bits at each position of a stream.
+def random_words(
+    seed: Tensor, step: Tensor, stream: Any, count: int, start: int = 0
+) -> Tensor:
+    """Return the words of 32 random bits of a stream from position `start` on.
 
     Args:
         seed: int32 scalar. Runs with different seeds are independent.
         step: int32 scalar. Different steps are independent.
-        stream: Python int, one for each variable and purpose; or one int32 for each
-            position.
-        position: int32 tensor.
+        stream: int32 scalar, or a Python int: one for each array and purpose.
+        count: How many words.
+        start: Position of the first word.
 
     Returns:
-        int32 tensor, equal on every backend and device.
+        int32 tensor `(count,)`, equal on every backend and device.
     """
     key = _mix(ops.cast(seed, "int32") + _GOLDEN)
-    key = _mix(ops.bitwise_xor(key, ops.cast(step, "int32")))
-    key = _mix(key + ops.cast(stream, "int32"))
+    key = _mix(_mix(key ^ ops.cast(step, "int32")) + stream)
     second_key = _mix(key + _GOLDEN)
+    position = ops.arange(start, start + count, dtype="int32")
     # Two keys, because with one the words of two steps would be one sequence
     # read from two starting points.
-    return _mix(_mix(ops.bitwise_xor(position, key)) + second_key)
-
-
-def random_words(
-    seed: Tensor, step: Tensor, stream: int, count: int, start: int = 0
-) -> Tensor:
-    """Draw the `count` words of a stream from position `start` on, as `words_at`."""
-    return words_at(seed, step, stream, ops.arange(start, start + count, dtype="int32"))
+    return _mix(_mix(position ^ key) + second_key)
 
 
 class Noise:
@@ -74,7 +69,7 @@ class Noise:
         self,
         seed: Tensor,
         step: Tensor,
-        stream: int,
+        stream: Tensor,
         shape: tuple[int, ...],
         start: int = 0,
     ) -> Tensor:
@@ -83,35 +78,11 @@ class Noise:
         Args:
             seed: int32 scalar.
             step: int32 scalar, the update.
-            stream: Python int, one for each variable and purpose.
+            stream: int32 scalar, one for each array and purpose.
             shape: Shape of the draw.
-            start: Number of scalars of this stream that are passed over, a multiple
-                of 32: a long draw may be made in pieces.
+            start: Number of scalars of this stream that are passed over: a long draw
+                may be made in pieces.
         """
-        raise NotImplementedError
-
-    def in_a_row(
-        self, seed: Tensor, step: Tensor, streams: Sequence[int], sizes: Sequence[int]
-    ) -> Tensor:
-        """Draw `sizes[i]` scalars of `streams[i]`, all in one flat tensor.
-
-        Equal to single calls, so what a variable draws does not depend on which
-        others are updated with it. `_at` makes one operation of it.
-        """
-        if type(self)._at is Noise._at:
-            draws = [
-                self(seed, step, stream, (size,))
-                for stream, size in zip(streams, sizes, strict=True)
-            ]
-            return ops.concatenate(draws)
-        position = np.concatenate([np.arange(size, dtype="int32") for size in sizes])
-        stream = np.repeat(np.asarray(streams, "int32"), sizes)
-        return self._at(seed, step, stream, ops.convert_to_tensor(position))
-
-    def _at(
-        self, seed: Tensor, step: Tensor, stream: np.ndarray, position: Tensor
-    ) -> Tensor:
-        """Draw the scalar at each position of the stream beside it."""
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
@@ -143,9 +114,6 @@ class Gaussian(Noise):
         words = random_words(seed, step, stream, math.prod(shape), start)
         return ops.reshape(standard_normal(words), shape)
 
-    def _at(self, seed, step, stream, position):
-        return standard_normal(words_at(seed, step, stream, position))
-
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")
 class Rademacher(Noise):
@@ -157,19 +125,11 @@ class Rademacher(Noise):
     """
 
     def __call__(self, seed, step, stream, shape, start=0):  # noqa: D102
-        size = math.prod(shape)
-        words = random_words(seed, step, stream, -(-size // 32), start // 32)
+        size, skipped = math.prod(shape), start % 32
+        count = -(-(skipped + size) // 32)
+        words = random_words(seed, step, stream, count, start // 32)
         # The 32 bits of a word lie side by side: XLA then finds word and bit of a
         # scalar by shifts, and its loop over the weights is vectorised.
-        signs = _signs(ops.expand_dims(words, 1), ops.arange(32, dtype="int32"))
-        return ops.reshape(ops.reshape(signs, (-1,))[:size], shape)
-
-    def _at(self, seed, step, stream, position):
-        words = words_at(seed, step, stream, ops.right_shift(position, 5))
-        return _signs(words, ops.bitwise_and(position, 31))
-
-
-def _signs(words: Tensor, bit: Tensor) -> Tensor:
-    """Return +1 where the bit of the word is set, else -1."""
-    bits = ops.bitwise_and(ops.right_shift(words, bit), 1)
-    return ops.cast(bits * 2 - 1, "float32")
+        bits = ops.right_shift(ops.expand_dims(words, 1), ops.arange(32, dtype="int32"))
+        signs = ops.cast((bits & 1) * 2 - 1, "float32")
+        return ops.reshape(ops.reshape(signs, (-1,))[skipped : skipped + size], shape)

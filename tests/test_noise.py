@@ -99,14 +99,11 @@ def test_equal_arguments_repeat(noise):
 
 
 @BOTH
-def test_streams_in_a_row_are_those_streams(noise):
-    streams, sizes = [4, 0, 9], [70, 1, 33]
-    found = ops.convert_to_numpy(noise.in_a_row(7, 3, streams, sizes))
-    single = [
-        _draw(noise, stream=stream, shape=(size,))
-        for stream, size in zip(streams, sizes, strict=True)
-    ]
-    np.testing.assert_array_equal(found, np.concatenate(single))
+@pytest.mark.parametrize("start", [0, 1, 31, 32, 45, 640])
+def test_a_draw_in_pieces(noise, start):
+    whole = _draw(noise, shape=(700,))
+    piece = ops.convert_to_numpy(noise(7, 3, 2, (2, 21), start))
+    np.testing.assert_array_equal(piece.ravel(), whole[start : start + 42])
 
 
 def test_the_normal_number_of_extreme_words():

@@ -27,27 +27,31 @@ from keras_bayestune.optimizers.state import (
     save_owner,
     split_non_trainable,
 )
-from keras_bayestune.optimizers.weight_group import WeightGroup, grouped
-from keras_bayestune.optimizers.weight_state import WeightState, tensor_or_none
+from keras_bayestune.optimizers.weight_block import WeightBlock, places_of
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.samplers import Collapsed, Sampler, Step
-from keras_bayestune.updates.begin import Chain, Schedule, begin_step
-from keras_bayestune.updates.joined import PerScalar, joined, per_scalar
+from keras_bayestune.updates.chain import Chain, Schedule, next_step
+from keras_bayestune.updates.conditional import branch
+from keras_bayestune.updates.elementwise import Compiled
+from keras_bayestune.updates.langevin import (
+    Lines,
+    Moments,
+    Weight,
+    adam_update,
+    langevin_update,
+    with_sample,
+)
+from keras_bayestune.updates.mean_squares import squares_of
 from keras_bayestune.updates.replicas import (
+    assign_each,
     check_have_values,
     creation_scope,
     dense_gradients,
     sum_over_replicas,
-    update_each,
+    without_gradient,
 )
-from keras_bayestune.updates.rows_and_columns import RowsAndColumns, mean_squares
-from keras_bayestune.updates.sampled import (
-    Single,
-    adam_update,
-    weight_update,
-    with_sample,
-)
+from keras_bayestune.updates.rows import split
 
 Tensor = Any  # a backend tensor
 
@@ -180,7 +184,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 "set `trainable = True` on the layers that are to be tuned."
             )
         check_have_values(variables)
-        paths = variable_paths(variables)
+        self._paths = variable_paths(variables)
         # Those that the patterns were written for, if this is a loaded model.
         names = saved_paths(self._saved_shapes, variables)
         priors = assign_priors(variables, names, self.prior, self.exclude)
@@ -188,10 +192,13 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             name: tuple(v.shape) for name, v in zip(names, variables, strict=True)
         }
         super().build(variables)
-        # Place of each variable under a prior among those V variables.
-        self._prior_index = {
-            i: n for n, i in enumerate(i for i, p in enumerate(priors) if p)
-        }
+        decays = [
+            float(self.weight_decay or 0.0) if self._use_weight_decay(v) else 0.0
+            for v in variables
+        ]
+        metric = self.sampler.metric
+        places = places_of(variables, priors, decays, metric)
+        tensors = len({p.row for p in places if priors[p.indices[0]]})
         seed = draw_seed() if self.seed is None else self.seed
         size = self.effective_size if self.effective_size != "auto" else 0.0
         self._chain = Chain(
@@ -200,27 +207,42 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             skipped=self._add_scalar("skipped_count", 0, "int32"),
             effective_size=self._add_scalar("effective_size", float(size), "float32"),
             mean_square=self._add_scalar(
-                "mean_square", 0.0, "float32", shape=(len(self._prior_index),)
+                "mean_square", 0.0, "float32", (tensors,) if metric.per_tensor else ()
             ),
+            noise_per_step=self._add_scalar("noise_per_step", 0.0, "float32"),
             seed=self._add_scalar("seed", seed, "int32"),
         )
-        # Weights whose step size the metric adapts by rows and columns.
-        shapes = {i: tuple(variables[i].shape) for i in self._prior_index}
-        metric = self.sampler.metric
-        shapes = {i: s for i, s in shapes.items() if metric.is_factored(s)}
-        # Place of each of them in `self._lines`.
-        self._factored = {i: k for k, i in enumerate(shapes)}
-        self._lines = RowsAndColumns(list(shapes.values()))
-        if self._factored:
-            lines_shape = (self._lines.size,)
-            squares = self._add_scalar("line_squares", 0.0, "float32", lines_shape)
-            self._chain = self._chain._replace(squares=squares)
-        self._noise_per_step = self._add_scalar("noise_per_step", 0.0, "float32")
         with creation_scope():
-            self._states = [
-                WeightState.create(self, v, p, prior, self.sampler, self.second_moment)
-                for v, p, prior in zip(variables, paths, priors, strict=True)
+            self._blocks = [
+                WeightBlock.create(
+                    self,
+                    place,
+                    [variables[i] for i in place.indices],
+                    priors[place.indices[0]],
+                    decays[place.indices[0]],
+                    self.sampler,
+                    self.second_moment,
+                )
+                for place in places
             ]
+        self._under_prior = [block for block in self._blocks if block.prior]
+        # One for all blocks that differ in arrays only.
+        self._update = functools.cache(
+            lambda prior, decay, start: (
+                Compiled(
+                    langevin_update,
+                    sampler=self.sampler,
+                    prior=prior,
+                    decay=decay,
+                    first=start,
+                )
+                if prior
+                else Compiled(adam_update, decay=decay)
+            )
+        )
+        self._score = functools.cache(
+            lambda prior: Compiled(with_sample, sampler=self.sampler, prior=prior)
+        )
 
     def _add_scalar(
         self, name: str, value: float, dtype: str, shape: tuple[int, ...] = ()
@@ -255,61 +277,35 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
     def _backend_update_step(
         self, grads: list[Tensor], trainable_variables: list[Any], learning_rate: Tensor
     ) -> None:
-        step = self._begin_step(grads, trainable_variables, learning_rate)
-        gradients = dict(
-            zip(map(self._get_variable_index, trainable_variables), grads, strict=True)
-        )
-        for i, gradient in gradients.items():
-            if self._states[i].prior is None:
-                self._update_without_prior(i, gradient, step)
-        groups = grouped(
-            gradients,
-            self._states,
-            self._trainable_variables,
-            [self._use_weight_decay(v) for v in self._trainable_variables],
-        )
-        update = functools.cache(lambda prior: weight_update(step, self.sampler, prior))
-        for group in groups:
-            gradient = joined([gradients[i] for i in group.indices])
-            arrays = (group.weight(), group.anchor(), gradient)
-            joint, single = self._beside(group, step)
-            factors = self._factors(group, step)
-            new = update(group.prior)((*arrays, joint), single, factors)
-            self._store(group.changes(new))
-        self._add_sample(groups, step)
+        with without_gradient():
+            indices = map(self._get_variable_index, trainable_variables)
+            given = dict(zip(indices, grads, strict=True))
+            gradients = [block.gradient(given) for block in self._blocks]
+            squares = [
+                None
+                if gradient is None
+                else squares_of(
+                    gradient, {k: tuple(v.shape) for k, v in block.lines.items()}
+                )
+                for block, gradient in zip(self._blocks, gradients, strict=True)
+            ]
+            step = self._next_step(squares, given, learning_rate)
+            self._move(gradients, squares, given, step)
 
-    def _begin_step(
-        self, grads: list[Tensor], variables: list[Any], learning_rate: Tensor
+    def _next_step(
+        self, squares: list[Any], given: dict[int, Tensor], learning_rate: Tensor
     ) -> Step:
         """Work out and store the scalars of this update."""
-        indices = [self._get_variable_index(v) for v in variables]
-        sizes = {
-            i: float(math.prod(v.shape))
-            for i, v in zip(indices, variables, strict=True)
-        }
-        lines = {
-            i: mean_squares(g)
-            for i, g in zip(indices, grads, strict=True)
-            if i in self._factored
-        }
-        by_index = {
-            i: ops.sqrt(
-                sizes[i] * ops.mean(lines[i][0])
-                if i in lines
-                else ops.sum(ops.square(g))
-            )
-            for i, g in zip(indices, grads, strict=True)
-        }
-        zero = ops.zeros((), "float32")
-        factored = None
-        if self._factored:
-            now = self._lines.joined([lines.get(i) for i in self._factored])
-            factored = self._lines, now
-        step, chain = begin_step(
-            Chain(*map(tensor_or_none, self._chain)),
-            list(by_index.values()),
-            [by_index.get(i, zero) for i in self._prior_index],
-            [sizes.get(i, 0.0) for i in self._prior_index],
+        totals = [None if found is None else found[0] for found in squares]
+        step, chain = next_step(
+            Chain(*map(ops.convert_to_tensor, self._chain)),
+            [total for total in totals if total is not None],
+            [
+                ops.zeros((), "float32") if total is None else total
+                for block, total in zip(self._blocks, totals, strict=True)
+                if block.prior
+            ],
+            [block.num_scalars(given) for block in self._under_prior],
             ops.cast(learning_rate, "float32"),
             self.sampler,
             Schedule(
@@ -320,69 +316,63 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 self.effective_size == "auto",
                 self.global_clipnorm,
             ),
-            factored,
         )
-        for variable, value in zip(self._chain, chain, strict=True):
-            if variable is not None:
-                variable.assign(value)
-        noise = ops.where(step.active, self.sampler.noise_per_step(step), 0.0)
-        self._noise_per_step.assign(noise)
+        assign_each(list(zip(self._chain, chain, strict=True)))
         return step
 
-    def _update_without_prior(self, i: int, gradient: Tensor, step: Step) -> None:
-        """Update variable `i` by Adam."""
-        variable, slots = self._trainable_variables[i], self._states[i].slots
-        targets = (variable, slots["momentum"], slots["velocity"])
-        value, momentum, velocity = map(ops.convert_to_tensor, targets)
-        decay = self._decay(variable, step)
-        new = adam_update(value, gradient, momentum, velocity, decay, step)
-        self._store(zip(targets, new, strict=True))
+    def _move(
+        self,
+        gradients: list[Tensor | None],
+        squares: list[Any],
+        given: dict[int, Tensor],
+        step: Step,
+    ) -> None:
+        """Update each block that has a gradient, and take a sample if one is due."""
+        changes: list[tuple[keras.Variable, Tensor]] = []
+        sampled = []
+        for block, gradient, found in zip(
+            self._blocks, gradients, squares, strict=True
+        ):
+            if gradient is None:
+                continue
+            old = block.weight()
+            kept = block.kept(old, given)
+            update = self._update(block.prior, block.decay, block.place.start)
+            if block.prior is None:
+                new = update(old, gradient, step)
+            else:
+                own = step.of_row(block.place.row, self.sampler)
+                anchor = ops.convert_to_tensor(block.anchor)
+                lines = Lines(block.line_state(), found[1])
+                new, line_state = update(old, anchor, gradient, lines, own)
+                changes += [(block.lines[k], v) for k, v in line_state.items()]
+                sampled.append((block, new, anchor))
+            changes += block.changes(block.restored(new, kept, given))
+        assign_each(changes + self._sample(sampled, given, step))
 
-    def _beside(
-        self, group: WeightGroup, step: Step
-    ) -> tuple[PerScalar | None, Single]:
-        """Return step size, weight decay and noise of a group."""
-        places = [self._prior_index[i] for i in group.indices]
-        count = self.sampler.num_noises
-        streams = [[count * place + k for place in places] for k in range(count)]
-        single = Single(
-            step.step_size[places[0]],
-            step.mean_square[places[0]],
-            self._decay(group.variables[0], step),
-            tuple(stream[0] for stream in streams),
-        )
-        if len(places) == 1:
-            return None, single
-        noise, shapes = self.sampler.noise, group.shapes
-        return per_scalar(noise, step, places, streams, shapes), single
+    def _sample(
+        self,
+        updated: list[tuple[WeightBlock, Weight, Tensor]],
+        given: dict[int, Tensor],
+        step: Step,
+    ) -> list[tuple[keras.Variable, Tensor]]:
+        """Return the running moments after this update, by variable."""
+        old = [block.moments() for block, _, _ in updated]
 
-    def _factors(self, group: WeightGroup, step: Step) -> tuple[Tensor, Tensor] | None:
-        """Return what the step size is multiplied by, for each row and column."""
-        place = self._factored.get(group.indices[0])
-        return None if place is None else self._lines.of_weight(place, step.factors)
+        def take() -> tuple[Tensor, ...]:
+            found = []
+            for (block, weight, anchor), moments in zip(updated, old, strict=True):
+                kept = block.kept(moments, given)
+                new = self._score(block.prior)(moments, weight, anchor, step)
+                found.append(block.restored(new, kept, given))
+            return flat(found)
 
-    def _decay(self, variable: Any, step: Step) -> Tensor | float:
-        if self.weight_decay and self._use_weight_decay(variable):
-            return step.learning_rate * self.weight_decay
-        return 0.0
+        def flat(trees: list[Moments]) -> tuple[Tensor, ...]:
+            return tuple(t for moments in trees for t in moments if t is not None)
 
-    def _add_sample(self, groups: list[WeightGroup], step: Step) -> None:
-        """Add a posterior sample to the running moments, if one is due."""
-        new = with_sample(
-            [(group.moments(), group.weight(), group.anchor()) for group in groups],
-            [group.prior for group in groups],
-            step,
-            self.sampler,
-        )
-        for group, moments in zip(groups, new, strict=True):
-            self._store(group.moment_changes(moments))
-
-    def _store(self, changes: Iterable[tuple[Any, Tensor]]) -> None:
-        """Assign each value to its variable, on every replica."""
-        targets, values = zip(*changes, strict=True)
-        update_each(
-            lambda value, target, _: self.assign(target, value), values, targets, ()
-        )
+        variables = [v for block, _, _ in updated for v in block.moment_variables()]
+        new = branch(step.sample, take, lambda: flat(old), harmless=True)
+        return list(zip(variables, new, strict=True))
 
     def finalize_variable_values(self, var_list: Any) -> None:
         """Set the variables to their moving averages; Keras's `fit` ends with it."""
@@ -448,11 +438,11 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         """
         self.check_sampled()
         self.warn_if_noise_dominates()
-        return {s.path: ops.convert_to_numpy(s.mean) for s in self._under_prior()}
+        return _to_numpy(self._by_path("mean"))
 
-    def running_means(self) -> list[tuple[str, keras.Variable]]:
+    def running_means(self) -> list[tuple[str, Tensor]]:
         """Return the path and the running mean of each variable under a prior."""
-        return [(state.path, state.mean) for state in self._under_prior()]
+        return list(self._by_path("mean").items())
 
     def posterior_second_moments(self) -> dict[str, np.ndarray]:
         """Return `{variable path: posterior mean of each squared scale}`, float32.
@@ -466,12 +456,15 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 "with BayesTuneSGLD(..., second_moment=True)."
             )
         self.check_sampled()
-        return {
-            s.path: ops.convert_to_numpy(s.second_moment) for s in self._under_prior()
-        }
+        return _to_numpy(self._by_path("second_moment"))
 
-    def _under_prior(self) -> list[WeightState]:
-        return [state for state in self._states if state.prior is not None]
+    def _by_path(self, kind: str) -> dict[str, Tensor]:
+        """Return an array of the blocks under a prior, in the order of the weights."""
+        parts: dict[int, Tensor] = {}
+        for block in self._under_prior:
+            row = ops.convert_to_tensor(getattr(block, kind))
+            parts |= zip(block.place.indices, split(row, block.shapes), strict=True)
+        return {self._paths[i]: parts[i] for i in sorted(parts)}
 
     def check_sampled(self) -> None:
         """Raise a ValueError if no posterior sample was taken yet."""
@@ -495,11 +488,12 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def anchors(self) -> dict[str, np.ndarray]:
         """Return `{path: pre-trained value}` of the variables under a prior."""
-        return {s.path: ops.convert_to_numpy(s.anchor) for s in self._under_prior()}
+        return _to_numpy(self._by_path("anchor"))
 
     def excluded_paths(self) -> tuple[str, ...]:
         """Return the paths of the variables that carry no prior."""
-        return tuple(s.path for s in self._states if s.prior is None)
+        excluded = [b.place.indices for b in self._blocks if b.prior is None]
+        return tuple(self._paths[i] for i in sorted(sum(excluded, ())))
 
     def reset_anchors(self) -> None:
         """Make the variables' present values the anchors, e.g. after `load_weights`.
@@ -512,18 +506,15 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 f"The anchors cannot be reset after {self.num_updates} updates: the "
                 "samples taken so far refer to them. Build a new optimizer."
             )
-        for state, variable in zip(
-            self._states, self._trainable_variables, strict=True
-        ):
-            if state.anchor is not None:
-                state.anchor.assign(ops.copy(variable))
+        for block in self._under_prior:
+            block.reset_anchor()
 
     def warn_if_noise_dominates(self) -> None:
         """Warn, once, if an update's noise is not small beside the weights' spread."""
         if self._has_warned:
             return
-        noise = float(self._noise_per_step.numpy())
-        spread = pooled_spread([state.anchor for state in self._under_prior()])
+        noise = float(self._chain.noise_per_step.numpy())
+        spread = pooled_spread(self._by_path("anchor").values())
         if spread == 0.0 or noise <= LARGEST_NOISE * spread:
             return
         self._has_warned = True
@@ -597,7 +588,11 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         return optimizer
 
 
-def pooled_spread(arrays: list[keras.Variable]) -> float:
+def _to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {path: ops.convert_to_numpy(tensor) for path, tensor in tensors.items()}
+
+
+def pooled_spread(arrays: Iterable[Tensor]) -> float:
     """Root mean square of the scalars, each about the mean of its array."""
     arrays = [ops.cast(array, "float32") for array in arrays]
     squares = sum(float(ops.sum(ops.square(a - ops.mean(a)))) for a in arrays)

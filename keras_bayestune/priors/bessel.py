@@ -76,7 +76,9 @@ class LogBesselRatio:
 
     def __call__(self, w: Tensor) -> Tensor:
         """Evaluate at `w >= 0`, any shape."""
-        log, z = _stretched_log(ops.maximum(w, SMALLEST_ARGUMENT), ops.log1p)
+        log, z = _stretched_log(
+            ops.threshold(w, SMALLEST_ARGUMENT, SMALLEST_ARGUMENT), ops.log1p
+        )
         return self.slope * log + _horner(self._polynomial, self._factor * z - 1.0)
 
 
@@ -97,7 +99,7 @@ class LogBesselK:
 
     def __call__(self, w: Tensor) -> Tensor:
         """Evaluate at `w >= 0`, any shape."""
-        w = ops.maximum(w, SMALLEST_ARGUMENT)
+        w = ops.threshold(w, SMALLEST_ARGUMENT, SMALLEST_ARGUMENT)
         log, z = _stretched_log(w, ops.log1p)
         smooth = _horner(self._polynomial, self._factor * z - 1.0)
         return self.order * log - w - 0.5 * ops.log1p(w) + smooth

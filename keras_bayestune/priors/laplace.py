@@ -83,7 +83,7 @@ class LaplacePrior(keras.Regularizer):
         dtype = keras.backend.result_type(magnitude.dtype, "float32")
         magnitude = ops.cast(magnitude, dtype)  # float16 would underflow
         smallest = SMALLEST_ARGUMENT**2 / (4.0 * self.beta)
-        return ops.sqrt(4.0 * self.beta * ops.maximum(magnitude, smallest))
+        return ops.sqrt(4.0 * self.beta * ops.threshold(magnitude, smallest, smallest))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the negative log prior density of `x`, summed: a scalar."""

@@ -6,6 +6,7 @@ from keras_bayestune.samplers.collapsed import Collapsed, shrink_factor
 from keras_bayestune.samplers.joint_langevin import JointLangevin
 from keras_bayestune.samplers.metric import (
     DECAY,
+    SMALLEST_SQUARE,
     IdentityMetric,
     Metric,
     ScalarMetric,
@@ -18,6 +19,7 @@ from keras_bayestune.samplers.sampler import Sampler, Step
 
 __all__ = [
     "DECAY",
+    "SMALLEST_SQUARE",
     "Authors",
     "Collapsed",
     "IdentityMetric",

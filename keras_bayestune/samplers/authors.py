@@ -75,7 +75,7 @@ class Authors(Sampler):
 
     def update(self, displacement, gradient, slots, noises, step, step_size, prior):
         """Return the displacement and all slots after one update."""
-        scale = ops.maximum(slots["scale"], _SMALLEST_SCALE)
+        scale = ops.threshold(slots["scale"], _SMALLEST_SCALE, _SMALLEST_SCALE)
         size = guarded_size(step)
         active = ops.cast(step.active, "float32")
         lr, scale_lr = step.learning_rate, self.scale_learning_rate
@@ -110,7 +110,7 @@ class Authors(Sampler):
 
     def score(self, displacement, slots, prior):
         """The scale as read."""
-        return ops.maximum(slots["scale"], _SMALLEST_SCALE)
+        return ops.threshold(slots["scale"], _SMALLEST_SCALE, _SMALLEST_SCALE)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -65,8 +65,8 @@ class JointLangevin(Sampler):
         log_scale = slots["log_scale"]
         scale = ops.exp(log_scale)
         ratio, spread = pull_and_spread(step, step_size)
-        k = ops.where(step.active, self.scale_step_size, 0.0)
-        pull = ops.minimum(ops.abs(displacement) / scale, _LARGEST)
+        k = self.scale_step_size * ops.cast(step.active, "float32")
+        pull = -ops.threshold(-ops.abs(displacement) / scale, -_LARGEST, -_LARGEST)
         drift = (prior.alpha - 1.0) - prior.beta * scale + pull
         new_log_scale = (
             log_scale
@@ -80,7 +80,9 @@ class JointLangevin(Sampler):
             + spread * noises[0]
         )
         return new_displacement, {
-            "log_scale": ops.maximum(new_log_scale, _SMALLEST_LOG_SCALE)
+            "log_scale": ops.threshold(
+                new_log_scale, _SMALLEST_LOG_SCALE, _SMALLEST_LOG_SCALE
+            )
         }
 
     def score(self, displacement, slots, prior):

@@ -1,5 +1,6 @@
 """Metrics: how a learning rate becomes the step size of each weight tensor."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,48 +10,66 @@ Tensor = Any  # a backend tensor
 
 DECAY = 0.999  # of the running mean square of the gradient
 EPSILON = 1e-5
+SMALLEST_SQUARE = 1e-30  # a mean square, as a divisor
 
 
 class Metric:
-    """Abstract rule that turns a learning rate into one step size per tensor.
+    """Abstract rule that turns a learning rate into step sizes.
 
-    With `g` the gradient of the mean minibatch loss and V weight tensors:
+    With `g` the gradient of the mean minibatch loss, clipped, and one mean square s
+    for all weights under a prior, or one per weight tensor:
 
-        q_t = pool(sum of g^2, number of scalars)            shape (V,)
+        q_t = pool(sums of g^2, numbers of scalars)          float32 () or (V,)
         s_t = 0.999 s_(t-1) + 0.001 q_t                      kept by the optimizer
-        h_t = step_size(learning rate, s_t / (1 - 0.999^t))  shape (V,)
+        h_t = step_size(learning rate, s_t / (1 - 0.999^t))  as s
 
-    A metric may multiply h by a factor for each scalar, see `initial_slots`.
+    A metric may keep more for a weight, of which `factors` of h follow: see
+    `initial_state`. All arrays are float32.
     """
 
-    def pool(self, squares: Tensor, sizes: Tensor) -> Tensor:
-        """Mean square of the gradient that each tensor is measured by.
+    per_tensor = False  # whether `pool` returns one number per tensor
+
+    def pool(self, squares: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
+        """Mean square of the gradient that h follows.
 
         Args:
-            squares: float32 `(V,)`, sum of the squared gradient of each tensor.
-            sizes: float32 `(V,)`, number of scalars of each tensor.
+            squares: Sum of the squared gradient of each tensor, scalars.
+            sizes: Number of scalars of each tensor, 0 where no gradient came.
         """
         raise NotImplementedError
 
     def step_size(self, learning_rate: Tensor, mean_square: Tensor) -> Tensor:
-        """Step size h of each tensor, float32 `(V,)`."""
+        """Step size h, of the shape of `mean_square`."""
         raise NotImplementedError
 
-    def initial_slots(self, shape: tuple[int, ...]) -> dict[str, float]:
-        """Running means of the metric's own, of a weight's shape: none.
+    def initial_state(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each array that is kept for a weight of `shape`: none.
 
-        `"gradient_square"`, if there, is the running mean square v of each scalar's
-        gradient, and h is multiplied by `factor(v / s)`.
+        Each begins at 0 and is a running mean of the squared gradient: of each scalar,
+        of each row, `(*shape[:-1], 1)`, or of each column, `(1, ..., shape[-1])`. A
+        weight has arrays of scalars or of rows and columns, not both.
         """
         return {}
 
-    def is_factored(self, shape: tuple[int, ...]) -> bool:
-        """Whether `factor` is asked for the rows and columns of a weight: no."""
-        return False
+    def next_state(
+        self, state: dict[str, Tensor], squares: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Running means after a gradient whose mean squares are `squares`."""
+        return {
+            name: DECAY * old + (1.0 - DECAY) * squares[name]
+            for name, old in state.items()
+        }
 
-    def factor(self, relative_square: Tensor) -> Tensor:
-        """What h is multiplied by, from mean squares of the gradient in units of s."""
-        raise NotImplementedError
+    def factors(
+        self, state: dict[str, Tensor], mean_square: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What h is multiplied by, in shapes that broadcast to the weight's: nothing.
+
+        Args:
+            state: The running means.
+            mean_square: s, too small by the same bias as the state, and above 0.
+        """
+        return ()
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -71,9 +90,9 @@ class ScalarMetric(Metric):
     that is what selection lives on.
     """
 
-    def pool(self, squares: Tensor, sizes: Tensor) -> Tensor:
-        """Mean over all scalars, the same for each tensor."""
-        return ops.ones_like(squares) * (ops.sum(squares) / ops.sum(sizes))
+    def pool(self, squares: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
+        """Mean over all scalars."""
+        return ops.sum(ops.stack(squares)) / max(sum(sizes), 1.0)
 
     def step_size(self, learning_rate: Tensor, mean_square: Tensor) -> Tensor:
         """`h = lr / (sqrt(s) + 1e-5)`."""
@@ -84,9 +103,12 @@ class ScalarMetric(Metric):
 class TensorMetric(ScalarMetric):
     """One normaliser per weight tensor, otherwise as `ScalarMetric`."""
 
-    def pool(self, squares: Tensor, sizes: Tensor) -> Tensor:
+    per_tensor = True
+
+    def pool(self, squares: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
         """Mean over the scalars of each tensor."""
-        return squares / sizes
+        pairs = zip(squares, sizes, strict=True)
+        return ops.stack([square / max(size, 1.0) for square, size in pairs])
 
 
 @keras.saving.register_keras_serializable(package="keras_bayestune")

@@ -6,7 +6,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bayestune.samplers.metric import ScalarMetric, check_positive
+from keras_bayestune.samplers.metric import (
+    SMALLEST_SQUARE,
+    ScalarMetric,
+    check_positive,
+)
+
+Tensor = Any  # a backend tensor
 
 # A weight of fewer scalars keeps the mean square of each of them.
 SMALLEST_FACTORED = 1 << 14
@@ -29,7 +35,7 @@ class PartiallyAdaptiveMetric(ScalarMetric):
     order. The default, 3/8, did slightly better than 1/4 on validation data of STS-B.
     `f` keeps scalars without a gradient from drawing noise without bound.
 
-    A weight of two or more dimensions and of 16,384 scalars or more keeps the mean
+    A weight of several rows and columns and of 16,384 scalars or more keeps the mean
     squares of its rows r and columns c (the last axis) in place of v (Adafactor,
     Shazeer & Stern 2018), so that the state of large weights does not grow:
 
@@ -66,17 +72,26 @@ class PartiallyAdaptiveMetric(ScalarMetric):
         self.exponent = float(exponent)
         self.floor = check_positive("floor", floor, "PartiallyAdaptiveMetric")
 
-    def is_factored(self, shape: tuple[int, ...]) -> bool:
-        """Whether rows and columns stand for the scalars of a weight."""
-        return len(shape) > 1 and math.prod(shape) >= SMALLEST_FACTORED
+    def initial_state(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Mean squares of rows and columns of a large weight, else of each scalar."""
+        size = math.prod(shape)
+        if size < SMALLEST_FACTORED or shape[-1] in (1, size):
+            return {"square": shape}
+        return {
+            "row_square": (*shape[:-1], 1),
+            "column_square": (1,) * (len(shape) - 1) + shape[-1:],
+        }
 
-    def initial_slots(self, shape: tuple[int, ...]) -> dict[str, float]:
-        """The mean square of each scalar, unless the weight is factored."""
-        return {} if self.is_factored(shape) else {"gradient_square": 0.0}
+    def factors(self, state, mean_square):
+        """`(x + f)^(-q)` of each scalar, or of each row and of each column."""
+        if "square" in state:
+            return (self._factor(state["square"] / mean_square),)
+        rows, columns = state["row_square"], state["column_square"]
+        mean_row = ops.threshold(ops.mean(rows), SMALLEST_SQUARE, SMALLEST_SQUARE)
+        return self._factor(rows / mean_square), self._factor(columns / mean_row)
 
-    def factor(self, relative_square):
-        """`(x + f)^(-q)`."""
-        return ops.power(relative_square + self.floor, -self.exponent)
+    def _factor(self, relative_square: Tensor) -> Tensor:
+        return (relative_square + self.floor) ** -self.exponent
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

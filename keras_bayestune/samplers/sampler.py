@@ -7,31 +7,43 @@ from keras import ops
 
 from keras_bayestune.noise import Noise, Rademacher
 from keras_bayestune.priors import LaplacePrior
-from keras_bayestune.samplers.metric import Metric, ScalarMetric
+from keras_bayestune.samplers.metric import SMALLEST_SQUARE, Metric, ScalarMetric
 
 Tensor = Any  # a backend tensor
 Slots = dict[str, Tensor]
 
 
 class Step(NamedTuple):
-    """The scalars of one update, shared by all weight tensors."""
+    """The scalars of one update, shared by all weights.
 
-    count: Tensor  # int32 (), updates counted from 1
+    V weight tensors are under a prior.
+    """
+
+    count: Tensor  # int32 (), updates that were not skipped, with this one
+    counted: Tensor  # int32 (), at least 1: where the first one is skipped
     learning_rate: Tensor  # float32 ()
     gradient_scale: Tensor  # float32 (), what clipping leaves of every gradient
-    step_size: Tensor  # float32 (V,), h of each weight tensor
-    mean_square: Tensor  # float32 (V,), s that it comes from
-    adapting: Tensor  # bool (), False after burn-in: running squares stay
-    bias_correction: Tensor  # float32 (), 1 - 0.999^t, of these
-    factors: Tensor | None  # float32 (F,), of h, of rows and columns
+    step_size: Tensor  # float32 () or, if the metric is per tensor, (V,), h
+    state_square: Tensor  # as h, s in the units of the metric's state
+    adapting: Tensor  # bool (), False if skipped or after burn-in: that state stays
     effective_size: Tensor  # float32 (), N; 0 while it is not known
-    noise_scale: Tensor  # float32 (), gamma
+    noise_scale: float  # gamma
     active: Tensor  # bool (), False in warm-up: no prior, no noise
     active_count: Tensor  # float32 (), updates since warm-up, from 1
     finite: Tensor  # bool (), False: skip this update
     sample: Tensor  # bool (), take a posterior sample after this update
     num_samples: Tensor  # float32 (), samples including this update's
     seed: Tensor  # int32 ()
+    stream: Tensor  # int32 (), the first of this block's `num_noises` noises
+
+    def of_row(self, row: int, sampler: "Sampler") -> "Step":
+        """Return what the weights of a row read; with a metric per tensor it is one."""
+        own = self._replace(stream=self.stream + sampler.num_noises * row)
+        if not sampler.metric.per_tensor:
+            return own
+        return own._replace(
+            step_size=self.step_size[row], state_square=self.state_square[row]
+        )
 
 
 class Sampler:
@@ -76,7 +88,7 @@ class Sampler:
         all weights that is 2 / (lr rms(g)). `noise_scale` then multiplies the noise.
         """
         rate = ops.mean(step_size * mean_square)
-        return 2.0 / ops.maximum(rate, 1e-30)
+        return 2.0 / ops.threshold(rate, SMALLEST_SQUARE, SMALLEST_SQUARE)
 
     def noise_per_step(self, step: Step) -> Tensor:
         """Standard deviation of the noise that one update adds to a weight."""
@@ -120,12 +132,12 @@ class Sampler:
 
 def guarded_size(step: Step) -> Tensor:
     """N, kept away from 0 where it is not known yet and nothing uses it."""
-    return ops.maximum(step.effective_size, 1e-30)
+    return ops.threshold(step.effective_size, 1e-30, 1e-30)
 
 
 def pull_and_spread(step: Step, step_size: Tensor) -> tuple[Tensor, Tensor]:
     """Return `h/N` and `gamma sqrt(2 h/N)`; 0 in warm-up: neither prior nor noise."""
     # Numbers go together first: step_size may be an array, each product a pass.
-    inverse_size = ops.where(step.active, 1.0 / guarded_size(step), 0.0)
+    inverse_size = ops.cast(step.active, "float32") / guarded_size(step)
     spread = ops.sqrt(step_size * (2.0 * inverse_size * step.noise_scale**2))
     return step_size * inverse_size, spread

@@ -137,3 +137,32 @@ def update_each(
     tf.__internal__.distribute.interim.maybe_merge_call(
         merged, strategy, list(gradients), step
     )
+
+
+def assign_each(pairs: Sequence[tuple[keras.Variable, Tensor]]) -> None:
+    """Assign each value to its variable, on every replica."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        changed = [(v.value, new) for v, new in pairs if v.value is not new]
+        if changed:
+            torch._foreach_copy_(*map(list, zip(*changed, strict=True)))
+        return
+    if backend == "jax":
+        for variable, value in pairs:
+            variable.assign(value)
+        return
+    variables, values = zip(*pairs, strict=True)
+    update_each(
+        lambda value, variable, _: variable.assign(value), values, variables, ()
+    )
+
+
+def without_gradient() -> AbstractContextManager[Any]:
+    """Scope in which PyTorch records nothing for a backward pass."""
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()

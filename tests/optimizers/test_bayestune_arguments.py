@@ -165,7 +165,11 @@ def test_with_prior_says_which_weights_carry_which_prior():
     )
     optimizer = BayesTuneSGLD(1e-3, prior=LaplacePrior(alpha=9.0), exclude="bias")
     optimizer.build(model.trainable_variables)
-    priors = {"/".join(s.path.split("/")[-2:]): s.prior for s in optimizer._states}
+    priors = {
+        "/".join(weight.path.split("/")[-2:]): block.prior
+        for block in optimizer._blocks
+        for weight in block.weights
+    }
     assert {path: prior for path, prior in priors.items() if prior} == {
         "a/kernel": one,
         "b/kernel": other,

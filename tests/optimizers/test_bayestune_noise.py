@@ -88,7 +88,7 @@ def test_weight_and_scale_draw_different_noise():
     )
     weight = keras.Variable(np.zeros((8, 8), "float32"), name="w")
     optimizer.apply([ops.zeros((8, 8))], [weight])
-    log_scale = ops.convert_to_numpy(optimizer._states[0].slots["log_scale"])
+    log_scale = ops.convert_to_numpy(optimizer._blocks[0].slots["log_scale"])
     signs = [
         np.sign(ops.convert_to_numpy(weight)),
         np.sign(log_scale - log_scale.mean()),

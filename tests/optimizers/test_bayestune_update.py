@@ -89,8 +89,8 @@ def expected_run(
         weights = [w * (1 - lr * decay) for w in weights]
         d = [weights[i] - anchors[i] for i in (0, 1)]
         if t > SCHEDULE["warmup_steps"]:
-            for i in (0, 1):
-                noise = ops.convert_to_numpy(Rademacher()(5, t, i, d[i].shape))
+            signs = ops.convert_to_numpy(Rademacher()(5, t, 0, (10,)))  # in a row
+            for i, noise in enumerate((signs[:6].reshape(2, 3), signs[6:])):
                 shrinkage = 0.5 + np.sqrt(BETA * np.abs(d[i]))
                 factor = 1 - h * shrinkage / (size * np.maximum(d[i] ** 2, 1e-30))
                 d[i] = d[i] * np.maximum(0, factor)
@@ -229,10 +229,11 @@ def test_weight_decay_spares_what_was_excluded_from_it():
         for gradients in new_gradients(2):
             optimizer.apply([ops.convert_to_tensor(g) for g in gradients], variables)
         values.append([ops.convert_to_numpy(v) for v in variables])
-    np.testing.assert_array_equal(values[1][0], values[0][0])
-    np.testing.assert_array_equal(values[1][1], values[2][1])
-    assert (values[0][1] != values[2][1]).any()
-    np.testing.assert_array_equal(values[1][2], values[0][2])
+    # To rounding: weights of unequal decay are not updated as one array.
+    np.testing.assert_allclose(values[1][0], values[0][0], rtol=2e-7)
+    np.testing.assert_allclose(values[1][1], values[2][1], rtol=2e-7)
+    assert np.abs(values[0][1] - values[2][1]).max() > 1e-3
+    np.testing.assert_allclose(values[1][2], values[0][2], rtol=2e-7)
 
 
 @pytest.mark.parametrize("warmup, burn_in, thinning", [(0, 0, 1), (2, 5, 3), (3, 3, 2)])

@@ -14,13 +14,13 @@ FILES = ("stage1_no_noise", "stage1_noise", "stage1_warmup_paper_n")
 
 
 class RecordedNoise(Noise):
-    """Draws read from arrays, one per stream, with the update as first axis."""
+    """Draws read from an array of streams, updates, scalars."""
 
     def __init__(self, streams):
-        self.streams = [ops.convert_to_tensor(stream) for stream in streams]
+        self.streams = ops.convert_to_tensor(streams)
 
     def __call__(self, seed, step, stream, shape, start=0):
-        return ops.reshape(ops.take(self.streams[stream], step - 1, axis=0), shape)
+        return ops.reshape(self.streams[stream, step - 1], shape)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -29,9 +29,17 @@ def test_authors_mode_reproduces_the_recorded_trajectory(name, root):
         recorded = dict(file)
     config = json.loads(str(recorded["config"]))
     count = sum(key.startswith("theta0_") for key in recorded)
-    noise = RecordedNoise(
-        [recorded[f"noise_{of}_{i}"] for i in range(count) for of in ("theta", "scale")]
-    )
+    streams = [
+        np.concatenate(
+            [
+                recorded[f"noise_{of}_{i}"].reshape(config["steps"], -1)
+                for i in range(count)
+            ],
+            1,
+        )
+        for of in ("theta", "scale")
+    ]
+    noise = RecordedNoise(np.stack(streams))  # small weights are one array
     optimizer = BayesTuneSGLD(
         learning_rate=config["lr"],
         effective_size=10.0 ** config["Nexp"],

@@ -7,8 +7,8 @@ from keras import ops
 
 from keras_bayestune import BayesTuneSGLD, Collapsed
 from keras_bayestune.samplers import PartiallyAdaptiveMetric
-from keras_bayestune.updates import pieces
-from keras_bayestune.updates.rows_and_columns import RowsAndColumns, mean_squares
+from keras_bayestune.updates import elementwise
+from keras_bayestune.updates.mean_squares import squares_of
 
 SHAPES = [(160, 4, 30), (150, 120), (40, 30), (70,)]  # the first two are factored
 FACTORED = 2
@@ -100,10 +100,12 @@ def test_state_of_large_weights_does_not_grow():
     sizes = {v.name: int(np.prod(v.shape)) for v in optimizer.variables}
     squares = {n: size for n, size in sizes.items() if "square" in n}
     assert squares == {
-        "mean_square": 4,
-        "line_squares": 160 * 4 + 30 + 150 + 120,
-        "w2_gradient_square": 40 * 30,
-        "w3_gradient_square": 70,
+        "mean_square": 1,
+        "w0_row_square": 160 * 4,
+        "w0_column_square": 30,
+        "w1_row_square": 150,
+        "w1_column_square": 120,
+        "w2_and_1_more_square": 40 * 30 + 70,
     }
 
 
@@ -122,57 +124,50 @@ def test_pieces_of_whole_rows(monkeypatch):
     """With noise, whose place in a weight must not depend on the pieces."""
     changed = {"noise_scale": 1.0, "effective_size": 1e4}
     whole = _run(_optimizer(**changed), _weights(), _gradients(4))
-    monkeypatch.setattr(pieces, "PIECE", 1 << 12)
+    monkeypatch.setattr(elementwise, "PIECE", 1 << 12)
     parts = _run(_optimizer(**changed), _weights(), _gradients(4))
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
 
-def test_a_weight_without_a_gradient_counts_as_0():
+def test_a_weight_without_a_gradient_stays():
     weights = _weights()
     optimizer = _optimizer()
     optimizer.build(weights)
     (gradient,) = _gradients(1)
-    kept = [0, 2, 3]
+    kept = [0, 3]
     optimizer.apply(
         [ops.convert_to_tensor(gradient[i]) for i in kept], [weights[i] for i in kept]
     )
-    lines = ops.convert_to_numpy(
-        next(v for v in optimizer.variables if v.name == "line_squares")
-    )
-    assert (lines[:670] > 0).all()
-    assert (lines[670:] == 0).all()
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(weights[1]), ops.convert_to_numpy(_weights()[1])
-    )
+    squares = {v.name: ops.convert_to_numpy(v) for v in optimizer.variables}
+    assert (squares["w0_row_square"] > 0).all()
+    assert (squares["w0_column_square"] > 0).all()
+    assert not squares["w1_row_square"].any()
+    assert not squares["w1_column_square"].any()
+    assert not squares["w2_and_1_more_square"][: 40 * 30].any()
+    assert (squares["w2_and_1_more_square"][40 * 30 :] > 0).all()
+    moved = [
+        (ops.convert_to_numpy(one) != ops.convert_to_numpy(other)).any()
+        for one, other in zip(weights, _weights(), strict=True)
+    ]
+    assert moved == [True, False, False, True]
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 6), (300, 1), (2, 1000)])
-def test_mean_squares(monkeypatch, shape):
-    monkeypatch.setattr(pieces, "PIECE", 64)
+@pytest.mark.parametrize("shape", [(5, 7), (4, 3, 6), (300, 2), (2, 1000)])
+def test_squares(monkeypatch, shape):
+    monkeypatch.setattr(elementwise, "PIECE", 64)
     gradient = np.random.default_rng(2).normal(size=shape).astype("float32")
-    rows, columns = mean_squares(ops.convert_to_tensor(gradient))
-    matrix = gradient.astype("float64").reshape(-1, shape[-1]) ** 2
-    np.testing.assert_allclose(ops.convert_to_numpy(rows), matrix.mean(1), rtol=2e-6)
-    np.testing.assert_allclose(ops.convert_to_numpy(columns), matrix.mean(0), rtol=2e-6)
-
-
-def test_rows_and_columns_in_one_tensor():
-    lines = RowsAndColumns([(4, 3, 2), (5, 6)])
-    assert lines.size == 12 + 2 + 5 + 6
-    rng = np.random.default_rng(3)
-    parts = [rng.uniform(1, 2, size).astype("float32") for size in (12, 2, 5, 6)]
-    flat = lines.joined(
-        [
-            tuple(map(ops.convert_to_tensor, parts[:2])),
-            tuple(map(ops.convert_to_tensor, parts[2:])),
-        ]
-    )
-    row, column = lines.of_weight(0, flat)
-    assert (tuple(row.shape), tuple(column.shape)) == ((4, 3, 1), (1, 1, 2))
-    np.testing.assert_array_equal(ops.convert_to_numpy(row).ravel(), parts[0])
-    np.testing.assert_array_equal(ops.convert_to_numpy(column).ravel(), parts[1])
-    relative = ops.convert_to_numpy(lines.relative(flat, ops.convert_to_tensor(0.7)))
-    expected = [parts[0] / 0.7, parts[1] / parts[0].mean()]
-    expected += [parts[2] / 0.7, parts[3] / parts[2].mean()]
-    np.testing.assert_allclose(relative, np.concatenate(expected), rtol=1e-6)
+    shapes = {"rows": (*shape[:-1], 1), "columns": (1,) * (len(shape) - 1) + shape[-1:]}
+    total, means = squares_of(ops.convert_to_tensor(gradient), shapes)
+    square = gradient.astype("float64") ** 2
+    expected = {
+        "rows": square.mean(-1, keepdims=True),
+        "columns": square.mean(tuple(range(len(shape) - 1)), keepdims=True),
+    }
+    for name, mean in expected.items():
+        assert tuple(means[name].shape) == mean.shape
+        np.testing.assert_allclose(ops.convert_to_numpy(means[name]), mean, rtol=2e-6)
+    np.testing.assert_allclose(float(total), square.sum(), rtol=2e-6)
+    total, none = squares_of(ops.convert_to_tensor(gradient), {})
+    assert none == {}
+    np.testing.assert_allclose(float(total), square.sum(), rtol=2e-6)

@@ -70,6 +70,14 @@ def replicas_differ(variables):
     return differing
 
 
+def states(block):
+    """Every array that stage 1 keeps for a weight."""
+    kept = [block.anchor, block.mean]
+    for arrays in (block.slots, block.squares, block.lines):
+        kept += arrays.values()
+    return [state for state in kept if state is not None]
+
+
 class Look(keras.callbacks.Callback):
     """Where the state of each stage lies, at the end of its first epoch."""
 
@@ -86,29 +94,27 @@ class Look(keras.callbacks.Callback):
 
     def _stage_one(self, optimizer):
         pairs = [
-            (state, variable)
-            for each, variable in zip(
-                optimizer._states, optimizer._trainable_variables, strict=True
-            )
-            for state in (each.anchor, each.mean, *each.slots.values())
-            if state is not None
+            (state, block.weights[0])
+            for block in optimizer._blocks
+            for state in states(block)
+            if not any(state is line for line in block.lines.values())
         ]
+        assert all(len(block.weights) == 1 for block in optimizer._blocks)
         self.found["stage_1_elsewhere"] = [
             state.path for state, weight in pairs if not lies_like(state, weight)
         ]
         weights = optimizer._trainable_variables
         self.lies = {v.path: str(v.value.sharding) for v in weights}
-        means = dict(optimizer.running_means())
         self.found["sharded"] = sorted(
             path
-            for path, mean in means.items()
-            if not mean.value.sharding.is_fully_replicated
+            for path, mean in optimizer.running_means()
+            if not mean.sharding.is_fully_replicated
         )
         self.found["stage_1_bytes"] = bytes_per_device(
             state
-            for each in optimizer._states
-            for state in (each.anchor, each.mean, *each.slots.values())
-            if state is not None
+            for block in optimizer._blocks
+            for state in states(block)
+            if not any(state is line for line in block.lines.values())
         )
 
     def _stage_two(self, optimizer):
@@ -134,7 +140,7 @@ class SelectAgain(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         optimizer = self.model.optimizer
         if epoch == 1:
-            lying = {path: m.value for path, m in optimizer.running_means()}
+            lying = dict(optimizer.running_means())
             copies = {path: np.array(value) for path, value in lying.items()}
             masks = [
                 kbt.SparseMask.from_scores(scores, fraction=0.1)

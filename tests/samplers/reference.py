@@ -61,13 +61,12 @@ def step_of(
     number = lambda value: ops.convert_to_tensor(value, dtype="float32")  # noqa: E731
     return Step(
         count=ops.convert_to_tensor(count, dtype="int32"),
+        counted=ops.convert_to_tensor(count, dtype="int32"),
         learning_rate=number(learning_rate),
         gradient_scale=number(1.0),
-        step_size=ops.reshape(number(step_size), (1,)),
-        mean_square=number([1.0]),
+        step_size=number(step_size),
+        state_square=number(1.0),
         adapting=ops.convert_to_tensor(True, dtype="bool"),
-        bias_correction=number(1.0),
-        factors=None,
         effective_size=number(effective_size),
         noise_scale=number(noise_scale),
         active=ops.convert_to_tensor(active, dtype="bool"),
@@ -76,4 +75,5 @@ def step_of(
         sample=ops.convert_to_tensor(False, dtype="bool"),
         num_samples=number(1.0),
         seed=ops.convert_to_tensor(11, dtype="int32"),
+        stream=ops.convert_to_tensor(0, dtype="int32"),
     )

@@ -7,14 +7,15 @@ from samplers import reference
 
 from keras_bayestune import Collapsed, JointLangevin, LaplacePrior
 from keras_bayestune.noise import Gaussian
+from keras_bayestune.optimizers.weight_block import SMALL
 from keras_bayestune.samplers import (
     DECAY,
     PartiallyAdaptiveMetric,
     ScalarMetric,
+    bias_correction,
 )
 from keras_bayestune.samplers.partially_adaptive_metric import SMALLEST_FACTORED
-from keras_bayestune.updates.joined import SMALL
-from keras_bayestune.updates.sampled import Single, Weight, weight_update
+from keras_bayestune.updates.langevin import Lines, Weight, langevin_update
 
 COORDINATES = 60_000  # of each kind
 SIZE = 1000.0
@@ -26,17 +27,33 @@ ADAPTED = 100  # updates, as burn-in
 def test_factor():
     metric = PartiallyAdaptiveMetric(exponent=0.3, floor=0.02)
     relative = np.array([0.0, 0.4, 7.0], "float32")
-    factor = ops.convert_to_numpy(metric.factor(ops.convert_to_tensor(relative)))
-    np.testing.assert_allclose(factor, (relative + 0.02) ** -0.3, rtol=1e-6)
+    (factor,) = metric.factors({"square": ops.convert_to_tensor(3.0 * relative)}, 3.0)
+    expected = (relative + 0.02) ** -0.3
+    np.testing.assert_allclose(ops.convert_to_numpy(factor), expected, rtol=1e-6)
+
+
+def test_factors_of_rows_and_columns():
+    metric = PartiallyAdaptiveMetric(exponent=0.3, floor=0.02)
+    rows = np.array([[0.5], [2.0], [0.1]], "float32")
+    columns = np.array([[0.7, 3.0]], "float32")
+    state = {"row_square": rows, "column_square": columns}
+    state = {name: ops.convert_to_tensor(array) for name, array in state.items()}
+    found = [ops.convert_to_numpy(f) for f in metric.factors(state, 0.9)]
+    np.testing.assert_allclose(found[0], (rows / 0.9 + 0.02) ** -0.3, rtol=1e-6)
+    expected = (columns / rows.mean() + 0.02) ** -0.3
+    np.testing.assert_allclose(found[1], expected, rtol=1e-6)
 
 
 def test_only_large_weights_are_factored():
     metric = PartiallyAdaptiveMetric()
-    assert metric.is_factored((SMALLEST_FACTORED // 2, 2))
-    assert not metric.is_factored((SMALLEST_FACTORED // 2 - 1, 2))
-    assert not metric.is_factored((SMALLEST_FACTORED,))  # has no columns
-    assert metric.initial_slots((3, 4)) == {"gradient_square": 0.0}
-    assert metric.initial_slots((SMALLEST_FACTORED, 2)) == {}
+    half = SMALLEST_FACTORED // 2
+    assert metric.initial_state((half, 2)) == {
+        "row_square": (half, 1),
+        "column_square": (1, 2),
+    }
+    large = SMALLEST_FACTORED  # without rows or without columns
+    for shape in ((half - 1, 2), (large,), (large, 1), (1, large), (1, 1, large)):
+        assert metric.initial_state(shape) == {"square": shape}
     # Weights that are updated as one have no rows and columns.
     assert SMALL <= SMALLEST_FACTORED
 
@@ -65,7 +82,8 @@ def test_config():
 
 def test_no_exponent_is_the_scalar_metric():
     assert isinstance(PartiallyAdaptiveMetric(0.0), ScalarMetric)
-    factor = PartiallyAdaptiveMetric(0.0).factor(ops.convert_to_tensor([0.2, 30.0]))
+    state = {"square": ops.convert_to_tensor([0.2, 30.0])}
+    (factor,) = PartiallyAdaptiveMetric(0.0).factors(state, 1.0)
     np.testing.assert_array_equal(ops.convert_to_numpy(factor), [1.0, 1.0])
 
 
@@ -73,33 +91,39 @@ def _stationary_means(sampler, ratio, burn_in, samples):
     """E[d] and E[score] of both kinds of coordinate, and the mean factors of h."""
     prior = LaplacePrior(2.0, BETA, scale_init=0.2)
     precision = ops.convert_to_tensor(1.0 / (DEVIATIONS**2 * SIZE))
-    slots = {**sampler.initial_slots(prior), **sampler.metric.initial_slots((1,))}
+    slots = sampler.initial_slots(prior)
     names = sorted(slots)
 
     def kinds(x):
         return ops.mean(ops.reshape(x, (2, COORDINATES)), axis=1)
 
     def body(t, state):
-        d, *old, mean_square, total = state
+        d, *old, square, mean_square, total = state
         t = ops.cast(t, "int32") + 1
         gradient = (d - OBSERVATION) * precision
         mean_square = DECAY * mean_square + (1 - DECAY) * ops.mean(gradient**2)
-        power = ops.power(DECAY, ops.cast([t, ops.minimum(t, ADAPTED)], "float32"))
-        correction, of_squares = 1.0 - power[0], 1.0 - power[1]
-        step = reference.step_of(effective_size=SIZE)._replace(
-            count=t, adapting=t <= ADAPTED, bias_correction=of_squares
+        of_square = bias_correction(DECAY, ops.minimum(t, ADAPTED))
+        unit = mean_square / bias_correction(DECAY, t) * of_square
+        step = reference.step_of(step_size=ratio * SIZE, effective_size=SIZE)._replace(
+            count=t, adapting=t <= ADAPTED, state_square=unit
         )
-        streams = tuple(range(sampler.num_noises))
-        single = Single(ratio * SIZE, mean_square / correction, 0.0, streams)
-        weight = Weight(d, None, dict(zip(names, old, strict=True)))
-        arrays = weight, ops.zeros_like(d), gradient, None
-        d, _, new = weight_update(step, sampler, prior)(arrays, single)
-        relative = new["gradient_square"] / of_squares * correction / mean_square
-        factor = sampler.metric.factor(relative)
+        slots = dict(zip(names, old, strict=True))
+        (d, _, new, squares), _ = langevin_update(
+            Weight(d, None, slots, {"square": square}),
+            ops.zeros_like(d),
+            gradient,
+            Lines({}, {}),
+            step,
+            decay=0.0,
+            sampler=sampler,
+            prior=prior,
+        )
+        (factor,) = sampler.metric.factors(squares, unit)
         score = sampler.score(d, new, prior)
         means = ops.stack([kinds(d), kinds(score), kinds(factor)])
         total = total + ops.cast(t > burn_in, "float32") * means
-        return (d, *(new[name] for name in names), mean_square, total)
+        new = [new[name] for name in names]
+        return (d, *new, squares["square"], mean_square, total)
 
     draws = [
         reference.posterior_draws(2.0, BETA, OBSERVATION, s, COORDINATES)
@@ -108,6 +132,7 @@ def _stationary_means(sampler, ratio, burn_in, samples):
     start = (
         ops.convert_to_tensor(np.concatenate(draws)),
         *(ops.full((2 * COORDINATES,), slots[name]) for name in names),
+        ops.zeros((2 * COORDINATES,)),
         ops.zeros(()),
         ops.zeros((3, 2)),
     )

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_bayestune.updates.branch import branch
+from keras_bayestune.updates.conditional import branch
 
 
 @pytest.mark.parametrize("condition", [True, False])

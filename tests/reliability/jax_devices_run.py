@@ -93,15 +93,15 @@ class Look(keras.callbacks.Callback):
             self._stage_two(optimizer)
 
     def _stage_one(self, optimizer):
-        pairs = [
-            (state, block.weights[0])
+        self.found["stage_1_elsewhere"] = [
+            state.path
             for block in optimizer._blocks
             for state in states(block)
-            if not any(state is line for line in block.lines.values())
-        ]
-        assert all(len(block.weights) == 1 for block in optimizer._blocks)
-        self.found["stage_1_elsewhere"] = [
-            state.path for state, weight in pairs if not lies_like(state, weight)
+            if not (
+                lies_like(state, block.weights[0])
+                if tuple(state.shape) == tuple(block.weights[0].shape)
+                else state.value.sharding.is_fully_replicated  # in a row; lines
+            )
         ]
         weights = optimizer._trainable_variables
         self.lies = {v.path: str(v.value.sharding) for v in weights}
@@ -244,7 +244,7 @@ def sent(axes, stage, metric=None):
         "metric": type(metric).__name__,
         "sent": largest_sent(compiled.as_text()),
         "scalars": math.prod(shape),
-        "lines": sum(shape),
+        "lines": max(shape),
         "selected": 0 if stage == 1 else mask.count,
         # Beyond what it is given and gives back: what it holds meanwhile.
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,

@@ -61,7 +61,7 @@ class Dtypes(keras.callbacks.Callback):
             self.found = {
                 v.path.split("_")[-1]: str(v.dtype)
                 for v in optimizer.variables
-                if len(v.shape) == 2
+                if len(v.shape) > 0
             }
 
 

@@ -83,7 +83,10 @@ class LaplacePrior(keras.Regularizer):
         dtype = keras.backend.result_type(magnitude.dtype, "float32")
         magnitude = ops.cast(magnitude, dtype)  # float16 would underflow
         smallest = SMALLEST_ARGUMENT**2 / (4.0 * self.beta)
-        return ops.sqrt(4.0 * self.beta * ops.threshold(magnitude, smallest, smallest))
+        # The larger of both. PyTorch's `threshold` is slow, and its `maximum` would send
+        # the number to the device.
+        magnitude = ops.relu(magnitude - smallest) + smallest
+        return ops.sqrt(4.0 * self.beta * magnitude)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the negative log prior density of `x`, summed: a scalar."""

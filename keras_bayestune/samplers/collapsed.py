@@ -15,7 +15,7 @@ def shrink_factor(displacement, ratio, prior):
     One factor in [0, 1] per scalar. It never overshoots 0 and converges to the
     drift `-(h/N) kappa(|d|) / d` as `ratio = h/N -> 0`.
     """
-    square = ops.threshold(displacement * displacement, 1e-30, 1e-30)
+    square = displacement * displacement + 1e-30
     return ops.relu(1.0 - ratio * prior.shrinkage(displacement) / square)
 
 

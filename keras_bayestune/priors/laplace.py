@@ -83,8 +83,8 @@ class LaplacePrior(keras.Regularizer):
         dtype = keras.backend.result_type(magnitude.dtype, "float32")
         magnitude = ops.cast(magnitude, dtype)  # float16 would underflow
         smallest = SMALLEST_ARGUMENT**2 / (4.0 * self.beta)
-        # The larger of both. PyTorch's `threshold` is slow, and its `maximum` would send
-        # the number to the device.
+        # The larger of both. PyTorch's `threshold` is slow, and its `maximum` would
+        # send the number to the device.
         magnitude = ops.relu(magnitude - smallest) + smallest
         return ops.sqrt(4.0 * self.beta * magnitude)
 

@@ -54,7 +54,7 @@ def tune(task, train, args):
     )
     select = kbt.SparseMaskCallback(
         fraction=args.fraction,
-        sampling_steps=steps,
+        selection_steps=steps,
         finetune_optimizer=keras.optimizers.Adam(1e-3),
     )
     loss = keras.losses.CategoricalCrossentropy(from_logits=True)

@@ -68,7 +68,7 @@ def use(out, epochs, show):
     show.text = "both stages in one fit"
     select = kbt.SparseMaskCallback(
         fraction=0.02,
-        sampling_epochs=epochs.sampling,
+        selection_epochs=epochs.sampling,
         finetune_optimizer=keras.optimizers.Adam(SPARSE_RATE),
     )
     both_stages = epochs.sampling + epochs.finetuning

@@ -28,7 +28,7 @@ def tune_few(model, train, goal, args):
     )
     select = kbt.SparseMaskCallback(
         fraction=args.fraction,
-        sampling_steps=steps,
+        selection_steps=steps,
         finetune_optimizer=keras.optimizers.Adam(args.learning_rate or 1e-3),
     )
     model.compile(sampler, **goal)

@@ -58,7 +58,9 @@ def test_stage_one_and_two_are_those_of_the_callback():
     arguments = {"warmup_steps": 1, "burn_in_steps": 2, "thinning": 1, "seed": 3}
     one = new_model(BayesTuneSGLD(1e-2, **arguments), loss="mse")
     callback = SparseMaskCallback(
-        fraction=0.25, sampling_epochs=5, finetune_optimizer=keras.optimizers.Adam(0.03)
+        fraction=0.25,
+        selection_epochs=5,
+        finetune_optimizer=keras.optimizers.Adam(0.03),
     )
     one.fit(batches(), epochs=8, callbacks=[callback], verbose=0)
     keras.utils.clear_session(free_memory=False)

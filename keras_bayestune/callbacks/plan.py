@@ -19,8 +19,8 @@ class Plan:
 
     fraction: float | str | None
     threshold: float | None
-    sampling_epochs: int | None
-    sampling_steps: int | None
+    selection_epochs: int | None
+    selection_steps: int | None
     finetune_optimizer: keras.optimizers.Optimizer | None
 
     def __post_init__(self) -> None:
@@ -31,10 +31,10 @@ class Plan:
         if optimizer is None:
             return
         check_inner("finetune_optimizer", optimizer)
-        if self.sampling_epochs is None and self.sampling_steps is None:
+        if self.selection_epochs is None and self.selection_steps is None:
             raise ValueError(
                 "With a `finetune_optimizer`, say when stage 1 ends: give "
-                "`sampling_epochs` or `sampling_steps`."
+                "`selection_epochs` or `selection_steps`."
             )
 
     def _check_cut(self) -> None:
@@ -57,14 +57,14 @@ class Plan:
 
     def _check_end(self) -> None:
         ends = {
-            "sampling_epochs": self.sampling_epochs,
-            "sampling_steps": self.sampling_steps,
+            "selection_epochs": self.selection_epochs,
+            "selection_steps": self.selection_steps,
         }
         if None not in ends.values():
             raise ValueError(
-                "Give `sampling_epochs` or `sampling_steps`, not both. Received: "
-                f"sampling_epochs={self.sampling_epochs}, "
-                f"sampling_steps={self.sampling_steps}."
+                "Give `selection_epochs` or `selection_steps`, not both. Received: "
+                f"selection_epochs={self.selection_epochs}, "
+                f"selection_steps={self.selection_steps}."
             )
         for name, value in ends.items():
             if value is not None:
@@ -92,19 +92,19 @@ class Plan:
         """
         planned: float
         left = math.inf if steps is None else (epochs - epoch) * steps
-        if self.sampling_steps is not None:
-            planned = self.sampling_steps - batches
+        if self.selection_steps is not None:
+            planned = self.selection_steps - batches
         else:
             last = epochs
-            if self.sampling_epochs is not None:
-                last = first_epoch + self.sampling_epochs
+            if self.selection_epochs is not None:
+                last = first_epoch + self.selection_epochs
             planned = math.inf if steps is None else (last - epoch) * steps
             self._check_epochs(last, epochs, first_epoch)
         if self.finetune_optimizer is not None and planned >= left < math.inf:
             raise ValueError(
-                f"sampling_steps={self.sampling_steps} of {left + batches} batches "
+                f"selection_steps={self.selection_steps} of {left + batches} batches "
                 "leaves none for stage 2. Raise `epochs` of fit, or lower "
-                "sampling_steps."
+                "selection_steps."
             )
         planned = min(planned, left)
         if planned == math.inf:
@@ -124,9 +124,9 @@ class Plan:
         if self.finetune_optimizer is not None and last >= epochs:
             begin = f" from initial_epoch={first_epoch} on" if first_epoch else ""
             raise ValueError(
-                f"sampling_epochs={self.sampling_epochs} of epochs={epochs}{begin} "
+                f"selection_epochs={self.selection_epochs} of epochs={epochs}{begin} "
                 "leaves no epoch for stage 2. Raise `epochs` of fit, or lower "
-                "sampling_epochs."
+                "selection_epochs."
             )
 
     def warn_of_early_end(
@@ -150,8 +150,8 @@ class Plan:
                 "this callback, to train stage 2 with this mask"
             )
         planned = {
-            "sampling_epochs": self.sampling_epochs,
-            "sampling_steps": self.sampling_steps,
+            "selection_epochs": self.selection_epochs,
+            "selection_steps": self.selection_steps,
         }
         told = [f"{name}={value}" for name, value in planned.items() if value]
         warnings.warn(

@@ -65,10 +65,10 @@ class Run:
 
     def is_stage_one_over(self, epochs: int, epochs_of_fit: int) -> bool:
         """Return whether it has lasted as planned, when `epochs` have ended."""
-        if self.plan.sampling_steps is not None:
-            return self.batches >= self.plan.sampling_steps
-        if self.plan.sampling_epochs is not None:
-            return epochs - (self.first_epoch or 0) >= self.plan.sampling_epochs
+        if self.plan.selection_steps is not None:
+            return self.batches >= self.plan.selection_steps
+        if self.plan.selection_epochs is not None:
+            return epochs - (self.first_epoch or 0) >= self.plan.selection_epochs
         return epochs >= epochs_of_fit
 
     def skipped_steps(self, model: keras.Model) -> int:

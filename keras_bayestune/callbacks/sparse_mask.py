@@ -34,7 +34,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
     """Turn the posterior scales into a mask, and fine-tune what it selects.
 
     Kim & Hospedales, NeurIPS 2023, algorithm 1. A model compiled with
-    `BayesTuneSGLD` samples until `sampling_epochs` or `sampling_steps` are over, or
+    `BayesTuneSGLD` samples until `selection_epochs` or `selection_steps` are over, or
     until `fit` ends. Then the callback builds the mask, gives every weight under the
     prior its pre-trained value back (and non-trainable ones, such as the statistics
     of batch normalisation, theirs) and, given a `finetune_optimizer`, goes on
@@ -57,8 +57,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
             neither it nor `threshold` is given; or `"auto"` for the knee of the
             sorted scales.
         threshold: Select the scalars whose scale is above it, in units of the weight.
-        sampling_epochs: Epochs of stage 1, from the first one of this `fit`.
-        sampling_steps: Batches of stage 1, likewise.
+        selection_epochs: Epochs of stage 1, from the first one of this `fit`.
+        selection_steps: Batches of stage 1, likewise.
         finetune_optimizer: A Keras optimizer, not built yet; `None` only builds the
             mask, at the end of stage 1.
         stage_2_callbacks: Keras callbacks that begin at the switch and see nothing of
@@ -97,7 +97,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
     >>> model.compile(optimizer, loss="mse")
     >>> select = SparseMaskCallback(
     ...     fraction=0.1,
-    ...     sampling_epochs=1,
+    ...     selection_epochs=1,
     ...     finetune_optimizer=keras.optimizers.Adam(1e-2),
     ... )
     >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
@@ -112,8 +112,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self,
         fraction: float | str | None = None,
         threshold: float | None = None,
-        sampling_epochs: int | None = None,
-        sampling_steps: int | None = None,
+        selection_epochs: int | None = None,
+        selection_steps: int | None = None,
         finetune_optimizer: keras.optimizers.Optimizer | None = None,
         stage_2_callbacks: Iterable[keras.callbacks.Callback] = (),
         restore_anchors: bool = True,
@@ -130,7 +130,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if fraction is None and threshold is None:
             fraction = 0.005
         self.plan = Plan(
-            fraction, threshold, sampling_epochs, sampling_steps, finetune_optimizer
+            fraction, threshold, selection_epochs, selection_steps, finetune_optimizer
         )
         self._stage_two = StageTwoCallbacks(stage_2_callbacks)
         if self._stage_two.callbacks and finetune_optimizer is None:
@@ -295,7 +295,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
                     optimizer.running_means(), self.trace_scalars
                 )
             self._run.trace.record(optimizer)
-        steps = self.plan.sampling_steps
+        steps = self.plan.selection_steps
         if steps is not None and self._run.batches >= steps:
             self._end_stage_one()
             self._compact.start()
@@ -324,7 +324,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             optimizer, self.plan.threshold, self._run.trace
         )
         self._log(logs)
-        if self.plan.sampling_epochs and self._run.is_stage_one_over(
+        if self.plan.selection_epochs and self._run.is_stage_one_over(
             epoch + 1, self.params["epochs"]
         ):
             self._end_stage_one()

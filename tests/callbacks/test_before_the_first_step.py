@@ -49,7 +49,7 @@ def test_what_trains_under_adam_trains_here(optimizer, tmp_path):
     model = new_model(Constant())
     select = SparseMaskCallback(
         0.3,
-        sampling_epochs=1,
+        selection_epochs=1,
         finetune_optimizer=optimizer,
         backup_dir=tmp_path / "state",
     )
@@ -60,7 +60,9 @@ def test_what_trains_under_adam_trains_here(optimizer, tmp_path):
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     same = new_model()
-    expected = SparseMaskCallback(0.3, sampling_epochs=1, finetune_optimizer=Adam(1e-2))
+    expected = SparseMaskCallback(
+        0.3, selection_epochs=1, finetune_optimizer=Adam(1e-2)
+    )
     fit(same, [expected])
     assert expected.mask == select.mask
     for one, two in zip(model.get_weights(), same.get_weights(), strict=True):
@@ -86,7 +88,7 @@ def test_what_trains_under_adam_trains_here(optimizer, tmp_path):
 def test_arguments_that_do_not_fit_the_model(arguments, optimizer, message):
     model = new_model(**optimizer)
     select = SparseMaskCallback(
-        sampling_epochs=1, finetune_optimizer=Adam(), **arguments
+        selection_epochs=1, finetune_optimizer=Adam(), **arguments
     )
     before = [weight.tobytes() for weight in model.get_weights()]
     with pytest.raises(ValueError, match=message):

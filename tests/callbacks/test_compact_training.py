@@ -30,7 +30,7 @@ def new_select(compact, **arguments):
         0.5,
         finetune_optimizer=Adam(1e-2),
         compact_gradients=compact,
-        **(arguments or {"sampling_epochs": 1}),
+        **(arguments or {"selection_epochs": 1}),
     )
 
 
@@ -74,8 +74,8 @@ class Seen(keras.callbacks.Callback):
 @pytest.mark.parametrize(
     "end",
     [
-        {"sampling_epochs": 1},
-        pytest.param({"sampling_steps": 13}, marks=pytest.mark.long),
+        {"selection_epochs": 1},
+        pytest.param({"selection_steps": 13}, marks=pytest.mark.long),
     ],
 )
 def test_both_stages_end_where_they_end_without(end):
@@ -100,7 +100,7 @@ def test_weights_that_another_callback_puts_back_stay():
     stopping = keras.callbacks.EarlyStopping(
         "samples", mode="min", patience=9, restore_best_weights=True
     )
-    _, restored = fitted(True, keep, sampling_epochs=1, stage_2_callbacks=[stopping])
+    _, restored = fitted(True, keep, selection_epochs=1, stage_2_callbacks=[stopping])
     # All epochs of stage 2 are equal to it, so it keeps the first.
     for weight, best in zip(restored, kept[1], strict=True):
         assert weight.tobytes() == best.tobytes()

@@ -44,7 +44,7 @@ def arrays(model):
 @pytest.mark.parametrize("finetune", [True, False])
 def test_a_callback_of_another_model_is_refused(finetune):
     """As in cross-validation with one list of callbacks."""
-    select = two_stages(sampling_epochs=1) if finetune else SparseMaskCallback(0.3)
+    select = two_stages(selection_epochs=1) if finetune else SparseMaskCallback(0.3)
     first = new_model()
     fit(first, [select], epochs=2)
     mask, second = select.mask, new_model()
@@ -63,10 +63,10 @@ def test_a_callback_that_did_not_end_stage_one_serves_another_model():
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    select = two_stages(sampling_epochs=2, trace_scalars=3)
+    select = two_stages(selection_epochs=2, trace_scalars=3)
     with pytest.raises(KeyboardInterrupt):
         fit(new_model(), [select, Stop()], epochs=3)
-    model, expected = new_model(), two_stages(sampling_epochs=2, trace_scalars=3)
+    model, expected = new_model(), two_stages(selection_epochs=2, trace_scalars=3)
     fit(model, [expected], epochs=3)
     again = new_model()
     assert fit(again, [select], epochs=3)["stage"] == [1, 1, 2]
@@ -92,7 +92,7 @@ def test_sampling_for_longer_makes_a_new_mask():
 
 
 def test_a_new_chain_on_the_same_model_makes_a_new_mask():
-    model, select = new_model(), SparseMaskCallback(0.3, sampling_epochs=2)
+    model, select = new_model(), SparseMaskCallback(0.3, selection_epochs=2)
     fit(model, [select], epochs=3)
     model.compile(sampler(), loss="mse")
     assert fit(model, [select], epochs=3)["samples"] == [4, 8]
@@ -100,7 +100,7 @@ def test_a_new_chain_on_the_same_model_makes_a_new_mask():
 
 
 def test_a_used_optimizer_of_stage_two_is_refused_before_the_first_step():
-    model, select = new_model(), two_stages(sampling_epochs=1)
+    model, select = new_model(), two_stages(selection_epochs=1)
     fit(model, [select], epochs=2)
     model.compile(sampler(), loss="mse")
     with pytest.raises(ValueError, match="'adam', is built on other variables alr"):
@@ -110,17 +110,17 @@ def test_a_used_optimizer_of_stage_two_is_refused_before_the_first_step():
 
 def test_a_stage_two_model_in_a_cell_that_is_run_again():
     model = new_model()
-    fit(model, [two_stages(sampling_epochs=1)], epochs=2)
+    fit(model, [two_stages(selection_epochs=1)], epochs=2)
     message = "is in stage 2 already.*build the model anew, with its pre-trained weigh"
     with pytest.raises(TypeError, match=message):
-        fit(model, [two_stages(sampling_epochs=1)], epochs=2)
+        fit(model, [two_stages(selection_epochs=1)], epochs=2)
 
 
 @pytest.mark.parametrize(
     ("plan", "stages"),
     [
-        ({"sampling_epochs": 3}, [1, 1, 1, 2, 2, 2]),
-        ({"sampling_steps": 10}, [1, 1, 2, 2, 2, 2]),
+        ({"selection_epochs": 3}, [1, 1, 1, 2, 2, 2]),
+        ({"selection_steps": 10}, [1, 1, 2, 2, 2, 2]),
     ],
     ids=["epochs", "steps"],
 )
@@ -131,7 +131,7 @@ def test_stage_one_is_counted_from_where_fit_begins(plan, stages):
     later = new_model()
     history = fit(later, [select], initial_epoch=5, epochs=11)
     assert history["stage"] == stages
-    samples = 12 if "sampling_epochs" in plan else 10
+    samples = 12 if "selection_epochs" in plan else 10
     assert select.metadata["samples"] == samples
     for value, wanted in zip(arrays(later), arrays(model), strict=True):
         assert value.tobytes() == wanted.tobytes()
@@ -141,13 +141,13 @@ def test_stage_one_is_counted_from_where_fit_begins(plan, stages):
     ("plan", "optimizer", "message"),
     [
         (
-            {"sampling_epochs": 2},
+            {"selection_epochs": 2},
             {},
-            "sampling_epochs=2 of epochs=7 from initial_epoch=5 on leaves no epoch",
+            "selection_epochs=2 of epochs=7 from initial_epoch=5 on leaves no epoch",
         ),
-        ({"sampling_steps": 8}, {}, "sampling_steps=8 of 8 batches leaves none"),
+        ({"selection_steps": 8}, {}, "selection_steps=8 of 8 batches leaves none"),
         (
-            {"sampling_epochs": 1},
+            {"selection_epochs": 1},
             {"burn_in_steps": 4},
             "Stage 1 is planned for 4 updates, but the first posterior sample comes "
             "after 5",
@@ -168,9 +168,9 @@ def test_a_backup_does_not_move_the_next_fit(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        select = two_stages(sampling_epochs=1, backup_dir=tmp_path)
+        select = two_stages(selection_epochs=1, backup_dir=tmp_path)
         fit(new_model(), [select, Stop()], epochs=3)
-    model, select = new_model(), two_stages(sampling_epochs=1, backup_dir=tmp_path)
+    model, select = new_model(), two_stages(selection_epochs=1, backup_dir=tmp_path)
     assert fit(model, [select], epochs=3)["stage"] == [2]
     assert fit(model, [select], epochs=1)["stage"] == [2]  # from epoch 0
 

@@ -30,13 +30,13 @@ def test_half_a_percent_unless_told():
         ({"threshold": "auto"}, "threshold='auto'"),
         ({"fraction": 0.1, "threshold": 0.1}, "`fraction` or `threshold`, not both"),
         (
-            {"sampling_epochs": 1, "sampling_steps": 9},
-            "`sampling_epochs` or `sampling_steps`, not both",
+            {"selection_epochs": 1, "selection_steps": 9},
+            "`selection_epochs` or `selection_steps`, not both",
         ),
-        ({"sampling_epochs": 0}, "`sampling_epochs` must be an integer >= 1.*=0"),
-        ({"sampling_epochs": 1.5}, "sampling_epochs=1.5"),
-        ({"sampling_steps": -3}, "`sampling_steps` must be an integer >= 1.*=-3"),
-        ({"sampling_steps": "9"}, "sampling_steps='9'"),
+        ({"selection_epochs": 0}, "`selection_epochs` must be an integer >= 1.*=0"),
+        ({"selection_epochs": 1.5}, "selection_epochs=1.5"),
+        ({"selection_steps": -3}, "`selection_steps` must be an integer >= 1.*=-3"),
+        ({"selection_steps": "9"}, "selection_steps='9'"),
         ({"trace_scalars": -1}, "`trace_scalars` must be an integer.*=-1"),
         ({"trace_scalars": 1.5}, "trace_scalars=1.5"),
     ],
@@ -55,8 +55,8 @@ def test_bad_values(arguments, message):
         {"fraction": np.float32(1e-9)},
         {"fraction": "auto"},
         {"threshold": 0.0},
-        {"sampling_epochs": 1},
-        {"sampling_steps": np.int64(1)},
+        {"selection_epochs": 1},
+        {"selection_steps": np.int64(1)},
     ],
     ids=str,
 )
@@ -68,16 +68,16 @@ def test_bad_optimizers():
     with pytest.raises(
         TypeError, match="`finetune_optimizer` must be a Keras optimizer"
     ):
-        SparseMaskCallback(finetune_optimizer="adam", sampling_epochs=1)
+        SparseMaskCallback(finetune_optimizer="adam", selection_epochs=1)
     used = Adam()
     used.build([keras.Variable(np.ones(3))])
     with pytest.raises(ValueError, match="`finetune_optimizer`, 'adam', is built on"):
-        SparseMaskCallback(finetune_optimizer=used, sampling_epochs=1)
+        SparseMaskCallback(finetune_optimizer=used, selection_epochs=1)
     with pytest.raises(ValueError, match="say when stage 1 ends: give `sampling_ep"):
         SparseMaskCallback(finetune_optimizer=Adam())
     scaled = LossScaleOptimizer(Adam())
     with pytest.raises(ValueError, match="_optimizer` must not be a LossScaleOpt"):
-        SparseMaskCallback(finetune_optimizer=scaled, sampling_epochs=1)
+        SparseMaskCallback(finetune_optimizer=scaled, selection_epochs=1)
 
 
 def new_model(optimizer):
@@ -98,16 +98,16 @@ FINETUNE = {"finetune_optimizer": Adam()}
     ("arguments", "optimizer", "epochs", "message"),
     [
         (
-            {"sampling_epochs": 2, **FINETUNE},
+            {"selection_epochs": 2, **FINETUNE},
             {},
             2,
-            "sampling_epochs=2 of epochs=2 leaves no epoch for stage 2. Raise `epochs`",
+            "selection_epochs=2 of epochs=2 leaves no epoch for stage 2. Raise ",
         ),
         (
-            {"sampling_steps": 12, **FINETUNE},
+            {"selection_steps": 12, **FINETUNE},
             {},
             2,
-            "sampling_steps=12 of 12 batches leaves none for stage 2",
+            "selection_steps=12 of 12 batches leaves none for stage 2",
         ),
         (
             {},
@@ -117,13 +117,13 @@ FINETUNE = {"finetune_optimizer": Adam()}
             r"after 7: burn_in_steps=6 plus thinning=1\. Plan more epochs",
         ),
         (
-            {"sampling_epochs": 1, **FINETUNE},
+            {"selection_epochs": 1, **FINETUNE},
             {"burn_in_steps": 4, "thinning": 3},
             3,
             "planned for 6 updates.* after 7: burn_in_steps=4 plus thinning=3",
         ),
         (
-            {"sampling_steps": 5, **FINETUNE},
+            {"selection_steps": 5, **FINETUNE},
             {"burn_in_steps": 5},
             3,
             "planned for 5 updates",
@@ -150,7 +150,7 @@ def test_the_shortest_plan_that_works():
     optimizer = BayesTuneSGLD(
         1e-3, warmup_steps=2, burn_in_steps=3, thinning=2, seed=0, effective_size=1e6
     )
-    select = SparseMaskCallback(fraction=0.2, sampling_steps=5, **FINETUNE)
+    select = SparseMaskCallback(fraction=0.2, selection_steps=5, **FINETUNE)
     fit(new_model(optimizer), select, epochs=1)
     assert select.metadata["samples"] == 1
 

@@ -45,7 +45,7 @@ class Count(keras.callbacks.Callback):
 
 
 def two_stages(**arguments):
-    arguments = {"sampling_epochs": 4, "finetune_optimizer": Adam(1e-2), **arguments}
+    arguments = {"selection_epochs": 4, "finetune_optimizer": Adam(1e-2), **arguments}
     return SparseMaskCallback(0.3, **arguments)
 
 
@@ -69,7 +69,7 @@ def test_a_run_of_skipped_updates_stops(scaled, first_bad, batches):
 def test_in_stage_two_as_well_and_by_updates():
     model = new_model(gradient_accumulation_steps=2)
     select = two_stages(
-        sampling_epochs=1,
+        selection_epochs=1,
         max_skipped_steps=3,
         finetune_optimizer=Adam(1e-2, gradient_accumulation_steps=2),
     )
@@ -97,7 +97,7 @@ def test_in_stage_two_as_well_and_by_updates():
 
 def test_fewer_than_that_go_on():
     model = new_model()
-    select = two_stages(max_skipped_steps=5, sampling_epochs=2)
+    select = two_stages(max_skipped_steps=5, selection_epochs=2)
     with pytest.warns(UserWarning, match="12 updates were skipped"):
         fit(model, [select], first_bad=4, epochs=3)
     assert select.metadata["samples"] == 5
@@ -152,7 +152,7 @@ def test_steps_too_small_to_move_a_weight():
         r"bit for bit: .* Raise learning_rate \(now 1e-09;"
     )
     with pytest.warns(UserWarning, match=message):
-        fit(model, [two_stages(sampling_epochs=1)], epochs=2)
+        fit(model, [two_stages(selection_epochs=1)], epochs=2)
 
 
 def test_weights_that_stand_still_for_a_reason_are_not_reported():

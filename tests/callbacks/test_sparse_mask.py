@@ -87,7 +87,7 @@ def test_both_stages_in_one_fit():
     pretrained = arrays(model)
     seen = {}
     select = SparseMaskCallback(
-        fraction=0.3, sampling_epochs=2, finetune_optimizer=AdamW(0.01)
+        fraction=0.3, selection_epochs=2, finetune_optimizer=AdamW(0.01)
     )
     history = fit(
         model,
@@ -149,9 +149,9 @@ def inner():
 @pytest.mark.parametrize(
     ("end", "batches", "use_ema"),
     [
-        ({"sampling_epochs": 2}, 12, False),
-        ({"sampling_steps": 8}, 8, False),
-        ({"sampling_epochs": 2}, 12, True),
+        ({"selection_epochs": 2}, 12, False),
+        ({"selection_steps": 8}, 8, False),
+        ({"selection_epochs": 2}, 12, True),
     ],
     ids=["epochs", "steps", "moving average"],
 )
@@ -193,7 +193,7 @@ def test_only_the_mask():
 
 @pytest.mark.parametrize(
     ("end", "samples"),
-    [({"sampling_epochs": 2}, 9), ({"sampling_steps": 9}, 6)],
+    [({"selection_epochs": 2}, 9), ({"selection_steps": 9}, 6)],
     ids=["epochs", "steps"],
 )
 def test_without_a_stage_two_fit_ends_with_stage_one(end, samples):
@@ -219,7 +219,7 @@ def test_anchors_need_not_be_restored():
     pretrained = arrays(model)
     select = SparseMaskCallback(
         fraction=0.3,
-        sampling_epochs=1,
+        selection_epochs=1,
         finetune_optimizer=SGD(0.0),
         restore_anchors=False,
     )
@@ -246,7 +246,7 @@ def test_weights_loaded_after_compile_are_the_anchors():
 def test_another_fit_goes_on_in_stage_two(tmp_path):
     model = new_model()
     select = SparseMaskCallback(
-        fraction=0.3, sampling_epochs=1, finetune_optimizer=Adam(0.01, use_ema=True)
+        fraction=0.3, selection_epochs=1, finetune_optimizer=Adam(0.01, use_ema=True)
     )
     fit(model, [select], epochs=2)
     mask, before = select.mask, bits(model.trainable_variables)
@@ -277,7 +277,7 @@ def test_the_switch_by_steps_counts_batches(arguments, per_execution, samples):
     )
     pretrained = arrays(model)
     select = SparseMaskCallback(
-        fraction=0.3, sampling_steps=9, finetune_optimizer=AdamW(0.01, **arguments)
+        fraction=0.3, selection_steps=9, finetune_optimizer=AdamW(0.01, **arguments)
     )
     history = fit(model, [select], epochs=3).history
     assert select.metadata["samples"] == samples
@@ -296,7 +296,7 @@ def test_mixed_precision_keeps_scaling_the_loss():
     pretrained = arrays(model)
     select = SparseMaskCallback(
         fraction=0.3,
-        sampling_epochs=2,
+        selection_epochs=2,
         finetune_optimizer=AdamW(0.01, weight_decay=0.1, loss_scale_factor=2.0),
     )
     scales = []
@@ -317,7 +317,7 @@ def test_mixed_precision_keeps_scaling_the_loss():
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize(
-    ("sampling", "stages"), [({}, [1]), ({"sampling_steps": 4}, [2])]
+    ("sampling", "stages"), [({}, [1]), ({"selection_steps": 4}, [2])]
 )
 def test_a_data_set_of_unknown_length(sampling, stages):
     def batches():
@@ -345,7 +345,7 @@ def test_stage_one_ends_with_an_epoch_of_unknown_length(steps, finetune):
         model = new_model()
         optimizer = Adam(0.01) if finetune else None
         select = SparseMaskCallback(
-            fraction=0.3, sampling_steps=steps, finetune_optimizer=optimizer
+            fraction=0.3, selection_steps=steps, finetune_optimizer=optimizer
         )
         if known:
             history = fit(model, [select], epochs=4)
@@ -366,7 +366,7 @@ def test_checkpoints_and_early_stopping_beside_it(tmp_path):
     stop = keras.callbacks.EarlyStopping("loss", min_delta=9.0, patience=1)
     select = SparseMaskCallback(
         fraction=0.3,
-        sampling_epochs=1,
+        selection_epochs=1,
         finetune_optimizer=Adam(0.01),
         stage_2_callbacks=[stop],
     )
@@ -397,7 +397,7 @@ def test_skipped_updates_are_reported():
     x[5, 0] = np.nan  # the second of six batches
     model = new_model()
     select = SparseMaskCallback(
-        fraction=0.3, sampling_epochs=2, finetune_optimizer=Adam(0.01)
+        fraction=0.3, selection_epochs=2, finetune_optimizer=Adam(0.01)
     )
     with pytest.warns(UserWarning, match="3 updates were skipped because a gradient"):
         history = fit(model, [select], data=(x, y), epochs=3).history

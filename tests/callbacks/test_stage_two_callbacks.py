@@ -33,7 +33,7 @@ def new_model():
 
 
 def new_select(*callbacks, **arguments):
-    arguments = {"sampling_epochs": 2, **arguments}
+    arguments = {"selection_epochs": 2, **arguments}
     return SparseMaskCallback(
         fraction=0.3,
         finetune_optimizer=arguments.pop("finetune_optimizer", Adam(0.01)),
@@ -87,11 +87,11 @@ for _name in (
 
 
 @pytest.mark.parametrize(
-    "end", [{"sampling_epochs": 2}, {"sampling_steps": 9}], ids=["epochs", "steps"]
+    "end", [{"selection_epochs": 2}, {"selection_steps": 9}], ids=["epochs", "steps"]
 )
 def test_they_hear_of_every_epoch_of_stage_two_and_of_nothing_before(end):
     log, everything = Log(), Log()
-    select = new_select(log, **{"sampling_epochs": None, **end})
+    select = new_select(log, **{"selection_epochs": None, **end})
     fit(new_model(), [select, everything], epochs=4, validation_data=data())
     begin = everything.calls.index(("on_epoch_begin", 2))
     assert log.calls == [("on_train_begin",), *everything.calls[begin:]]
@@ -183,7 +183,7 @@ def test_they_begin_anew_in_a_run_that_is_resumed(tmp_path, how):
 
 @pytest.mark.parametrize("select_first", [True, False])
 @pytest.mark.parametrize(
-    "end", [{"sampling_epochs": 2}, {"sampling_steps": 9}], ids=["epochs", "steps"]
+    "end", [{"selection_epochs": 2}, {"selection_steps": 9}], ids=["epochs", "steps"]
 )
 def test_early_stopping_beside_it_ends_with_weights_of_stage_two(end, select_first):
     # The metric of the first epoch is never reached again.
@@ -191,7 +191,7 @@ def test_early_stopping_beside_it_ends_with_weights_of_stage_two(end, select_fir
         on_epoch_end=lambda epoch, logs: logs.update(grown=epoch)
     )
     stop = EarlyStopping("grown", mode="min", patience=9, restore_best_weights=True)
-    model, select = new_model(), new_select(**{"sampling_epochs": None, **end})
+    model, select = new_model(), new_select(**{"selection_epochs": None, **end})
     pretrained = arrays(model)
     callbacks = [select, stop] if select_first else [stop, select]
     with pytest.warns(UserWarning, match=f"EarlyStopping {WARNING}"):
@@ -209,12 +209,12 @@ def test_a_fit_that_is_stopped_in_stage_one_ends_with_pretrained_weights(
     stop = EarlyStopping(
         "loss", min_delta=9.0, patience=epoch, restore_best_weights=True
     )
-    model, select = new_model(), new_select(sampling_epochs=3)
+    model, select = new_model(), new_select(selection_epochs=3)
     pretrained = arrays(model)
     callbacks = [select, stop] if select_first else [stop, select]
     message = (
         rf"`fit` ended in epoch {epoch + 1}, because a callback stopped it, and stage "
-        rf"2 never began \(planned: sampling_epochs=3\). The mask comes from "
+        rf"2 never began \(planned: selection_epochs=3\). The mask comes from "
         rf"{6 * (epoch + 1) - 3} samples, the weights are the pre-trained ones. "
         r".*stage_2_callbacks"
     )

@@ -68,7 +68,7 @@ def test_the_head_trains_by_adam_and_is_in_the_mask():
     y = rng.integers(0, 2, size=12)
     before = {v.path: ops.convert_to_numpy(v).copy() for v in task.trainable_variables}
     select = SparseMaskCallback(
-        fraction=0.1, sampling_epochs=1, finetune_optimizer=Adam(1e-3)
+        fraction=0.1, selection_epochs=1, finetune_optimizer=Adam(1e-3)
     )
     task.fit(x, y, batch_size=2, epochs=2, verbose=0, callbacks=[select], shuffle=False)
     assert {"/".join(path.split("/")[-2:]) for path in select.mask.always} == HEAD

@@ -32,7 +32,7 @@ def run(small):
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer, loss)
-        select = SparseMaskCallback(fraction=0.1, sampling_epochs=1, **options)
+        select = SparseMaskCallback(fraction=0.1, selection_epochs=1, **options)
         model.fit(x, y, batch_size=8, epochs=2, callbacks=[select], verbose=0)
         return model, select
 
@@ -112,7 +112,7 @@ def test_towers_of_one_function(frozen, way, small, tmp_path):
         )
         select = SparseMaskCallback(
             fraction=0.2,
-            sampling_epochs=1,
+            selection_epochs=1,
             finetune_optimizer=keras.optimizers.Adam(1e-2),
         )
         model.fit(x, y, batch_size=8, epochs=2, callbacks=[select], verbose=0)
@@ -232,7 +232,7 @@ def test_a_renamed_model_keeps_its_patterns(tmp_path):
         assert model.optimizer.excluded_paths() == tuple(v.path for v in head)
         assert model.optimizer.num_updates == 4
     select = SparseMaskCallback(
-        fraction=0.2, sampling_epochs=1, finetune_optimizer=keras.optimizers.Adam(1e-3)
+        fraction=0.2, selection_epochs=1, finetune_optimizer=keras.optimizers.Adam(1e-3)
     )
     model.fit(*DATA, batch_size=2, epochs=2, callbacks=[select], verbose=0)
     assert set(select.mask.always) == {v.path for v in head}

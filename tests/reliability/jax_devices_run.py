@@ -168,7 +168,7 @@ def train():
     )
     model.compile(optimizer, loss="mse")
     select = kbt.SparseMaskCallback(
-        fraction=0.1, sampling_epochs=2, finetune_optimizer=keras.optimizers.Adam(1e-3)
+        fraction=0.1, selection_epochs=2, finetune_optimizer=keras.optimizers.Adam(1e-3)
     )
     look, again = Look(), SelectAgain()
     history = model.fit(

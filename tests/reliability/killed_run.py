@@ -70,7 +70,7 @@ def die_in(function, call, after):
     setattr(os, function, deadly)
 
 
-def train(folder, epochs, sampling_epochs, mode, at):
+def train(folder, epochs, selection_epochs, mode, at):
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4 * BATCHES, 4)).astype("float32")
@@ -85,7 +85,7 @@ def train(folder, epochs, sampling_epochs, mode, at):
     if mode == "keras":
         del layers[3]  # Keras does not save the state of dropout's generator
     model = keras.Sequential(layers)
-    steps = sampling_epochs * BATCHES
+    steps = selection_epochs * BATCHES
     optimizer = kbt.BayesTuneSGLD(
         keras.optimizers.schedules.CosineDecay(1e-2, 2 * steps),
         warmup_steps=steps // 4,
@@ -100,7 +100,7 @@ def train(folder, epochs, sampling_epochs, mode, at):
     model.compile(optimizer, loss="mse", jit_compile=jit)
     select = kbt.SparseMaskCallback(
         fraction=0.4,
-        sampling_steps=steps - 1,  # in the middle of an epoch
+        selection_steps=steps - 1,  # in the middle of an epoch
         finetune_optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
         trace_scalars=3,
         backup_dir=folder / "ours",
@@ -130,7 +130,7 @@ def train(folder, epochs, sampling_epochs, mode, at):
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def live(folder, epochs, sampling_epochs, mode, rng):
+def live(folder, epochs, selection_epochs, mode, rng):
     """One life, begun and over; whether it ended by itself."""
     at = after = None
     kind = "batch"
@@ -146,7 +146,7 @@ def live(folder, epochs, sampling_epochs, mode, rng):
             if at is not None and kind != "batch":
                 die_in(kind, rng.randint(1, 2), after)
                 at = None
-            train(folder, epochs, sampling_epochs, mode, at)
+            train(folder, epochs, selection_epochs, mode, at)
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -169,7 +169,7 @@ def live(folder, epochs, sampling_epochs, mode, rng):
 
 
 def main(folder, kills, mode):
-    sampling_epochs = max(2, kills // 2)
+    selection_epochs = max(2, kills // 2)
     epochs = kills + 2
     rng = random.Random(kills)
     # Else JAX would compile the same steps in each life.
@@ -177,10 +177,10 @@ def main(folder, kills, mode):
     expected, found = folder / "left alone", folder / "killed"
     for each in (expected, found):
         each.mkdir()
-    assert live(expected, epochs, sampling_epochs, mode, None)[1]
+    assert live(expected, epochs, selection_epochs, mode, None)[1]
     deaths = []
     for life in range(100 * kills):
-        kind, over = live(found, epochs, sampling_epochs, mode, rng)
+        kind, over = live(found, epochs, selection_epochs, mode, rng)
         if over:
             break
         deaths.append(kind)

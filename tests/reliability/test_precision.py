@@ -46,7 +46,7 @@ def train(model, watch):
     select = SparseMaskCallback(
         fraction=0.3,
         finetune_optimizer=keras.optimizers.AdamW(0.01, weight_decay=0.1),
-        sampling_epochs=2,
+        selection_epochs=2,
     )
     x, y = new_data()
     arguments = {"epochs": 3, "batch_size": 4, "shuffle": False, "verbose": 0}

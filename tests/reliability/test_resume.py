@@ -36,7 +36,7 @@ def new_model(width=5, **arguments):
 
 
 def new_select(**arguments):
-    arguments = {"sampling_epochs": 3, **arguments}
+    arguments = {"selection_epochs": 3, **arguments}
     return SparseMaskCallback(
         fraction=0.3, finetune_optimizer=keras.optimizers.AdamW(0.01), **arguments
     )
@@ -83,12 +83,12 @@ def test_from_a_checkpoint_of_the_whole_model(tmp_path):
 def test_keras_backups_across_the_switch(tmp_path):
     def callbacks():
         select = new_select(
-            sampling_epochs=None, sampling_steps=7, backup_dir=tmp_path / "state"
+            selection_epochs=None, selection_steps=7, backup_dir=tmp_path / "state"
         )
         return select, keras.callbacks.BackupAndRestore(tmp_path / "keras")
 
     model = new_model()
-    expected = new_select(sampling_epochs=None, sampling_steps=7)
+    expected = new_select(selection_epochs=None, selection_steps=7)
     fit(model, [expected])
     with pytest.raises(KeyboardInterrupt):
         fit(new_model(), [*callbacks(), Interrupt(2)])

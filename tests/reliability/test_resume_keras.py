@@ -59,7 +59,7 @@ def new_model(dtype=None):
 
 
 def new_select(**arguments):
-    arguments = {"sampling_epochs": 5, "trace_scalars": 3, **arguments}
+    arguments = {"selection_epochs": 5, "trace_scalars": 3, **arguments}
     return SparseMaskCallback(
         fraction=0.3,
         finetune_optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
@@ -210,11 +210,11 @@ def test_saved_after_fit(tmp_path):
 def test_a_finished_chain_is_gone_on_with(tmp_path):
     """A `fit` of stage 1 alone that ended, saved, and a second one."""
     model = new_model()
-    first = SparseMaskCallback(fraction=0.3, sampling_steps=15)
+    first = SparseMaskCallback(fraction=0.3, selection_steps=15)
     fit(model, [first], epochs=5)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    second = SparseMaskCallback(fraction=0.3, sampling_steps=15)
+    second = SparseMaskCallback(fraction=0.3, selection_steps=15)
     fit(loaded, [second], epochs=5)
     assert (first.metadata["samples"], second.metadata["samples"]) == (2, 7)
 

@@ -63,7 +63,7 @@ def train(scope):
         )
         select = kbt.SparseMaskCallback(
             fraction=0.4,
-            sampling_epochs=2,
+            selection_epochs=2,
             finetune_optimizer=keras.optimizers.AdamW(0.01, use_ema=True),
         )
     with warnings.catch_warnings():

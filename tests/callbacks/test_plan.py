@@ -73,7 +73,7 @@ def test_bad_optimizers():
     used.build([keras.Variable(np.ones(3))])
     with pytest.raises(ValueError, match="`finetune_optimizer`, 'adam', is built on"):
         SparseMaskCallback(finetune_optimizer=used, selection_epochs=1)
-    with pytest.raises(ValueError, match="say when stage 1 ends: give `sampling_ep"):
+    with pytest.raises(ValueError, match="say when stage 1 ends: give `selection_ep"):
         SparseMaskCallback(finetune_optimizer=Adam())
     scaled = LossScaleOptimizer(Adam())
     with pytest.raises(ValueError, match="_optimizer` must not be a LossScaleOpt"):

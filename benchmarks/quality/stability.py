@@ -5,6 +5,8 @@ of the data, the new head's start staying the same, and in the noise. The other 
 that train are run as often, with the order of the data alone to tell them apart.
 """
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -43,13 +45,16 @@ def chain(suite: Suite, problem: Problem, seed: int):
     sampler.build(model.trainable_variables)
     model.compile(sampler, problem.loss)
     record = Record(sampler)
-    model.fit(
-        batches(problem.train, suite.batch_size, seed),
-        steps_per_epoch=suite.selection_steps,
-        shuffle=False,
-        verbose=0,
-        callbacks=[record],
-    )
+    with warnings.catch_warnings():
+        # Masks are made from its scales here.
+        warnings.filterwarnings("ignore", "`fit` with BayesTuneSGLD ended without")
+        model.fit(
+            batches(problem.train, suite.batch_size, seed),
+            steps_per_epoch=suite.selection_steps,
+            shuffle=False,
+            verbose=0,
+            callbacks=[record],
+        )
     means, squares = sampler.posterior_scales(), sampler.posterior_second_moments()
     return means, squares, record.trace.samples()
 

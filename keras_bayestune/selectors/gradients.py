@@ -86,7 +86,7 @@ class GradientAccumulator(keras.optimizers.Optimizer):
                 shape=variable.shape,
                 initializer="zeros",
                 dtype="float32",
-                layout=getattr(variable, "_layout", None),
+                layout=variable._layout,
                 name=f"{variable.path.replace('/', '_')}_sum",
             )
             for variable in variables

@@ -71,52 +71,49 @@ class Int8Layer:
     def _call(self, inputs: Tensor, training: Any = None, reverse: bool = False) -> Any:
         layer = self.layer
         if isinstance(layer, Embedding):
-            return self._logits(inputs) if reverse else self._lookup(inputs)
+            return self._call_embedding(inputs, reverse)
         if isinstance(layer, Dense):
-            x = self._with("_kernel", inputs, ops.matmul)
+            x = self._with("_kernel", ops.matmul, inputs)
         else:
             x = self._with(
-                "_kernel", inputs, lambda x, w: ops.einsum(layer.equation, x, w)
+                "_kernel", lambda x, w: ops.einsum(layer.equation, x, w), inputs
             )
         if layer.bias is not None:
             x = ops.add(x, layer.bias)
         return x if layer.activation is None else layer.activation(x)
 
-    def _lookup(self, ids: Tensor) -> Tensor:
-        ids = ops.cast(ids, "int32")
-        return self._with("_embeddings", ids, lambda ids, w: ops.take(w, ids, axis=0))
-
-    def _logits(self, inputs: Tensor) -> Tensor:
+    def _call_embedding(self, inputs: Tensor, reverse: bool) -> Tensor:
         layer = self.layer
-        if layer.tie_weights:
-            logits = self._with(
-                "_embeddings", inputs, lambda x, w: ops.matmul(x, ops.transpose(w))
-            )
+        untied = reverse and not layer.tie_weights
+        attribute = "reverse_embeddings" if untied else "_embeddings"
+        if attribute not in self._values:  # of two tables, the one without floats
+            given = {"reverse": True} if reverse else {}
+            return type(layer).quantized_call(layer, inputs, **given)
+        if not reverse:
+            ids = ops.cast(inputs, "int32")
+            return self._with(attribute, lambda w: ops.take(w, ids, axis=0))
+        if untied:
+            logits = self._with(attribute, ops.matmul, inputs)
         else:
-            logits = self._with("reverse_embeddings", inputs, ops.matmul)
+            logits = self._with(
+                attribute, lambda x, w: ops.matmul(x, ops.transpose(w)), inputs
+            )
         cap = layer.logit_soft_cap
         return logits if cap is None else ops.multiply(ops.tanh(logits / cap), cap)
 
     def _with(
-        self, attribute: str, x: Tensor, function: Callable[[Tensor, Tensor], Tensor]
+        self, attribute: str, function: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
-        """`function(x, weight)`; the float weight is made again on the way back."""
-
-        def apply(x: Tensor, values: Tensor | None) -> Tensor:
-            weight = self._dequantized(attribute)
-            if values is not None:
-                flat = ops.scatter_update(
-                    ops.reshape(weight, (-1,)),
-                    positions,
-                    ops.cast(values, weight.dtype),
-                )
-                weight = ops.reshape(flat, weight.shape)
-            return function(x, weight)
-
-        if attribute not in self._values:
-            return keras.remat(lambda x: apply(x, None))(x)
+        """`function(*inputs, weight)`; the weight is made again on the way back."""
         positions, variable = self._values[attribute]
-        return keras.remat(apply)(x, ops.convert_to_tensor(variable))
+
+        def apply(values: Tensor, *inputs: Tensor) -> Tensor:
+            weight = self._dequantized(attribute)
+            values = ops.cast(values, weight.dtype)
+            flat = ops.scatter_update(ops.reshape(weight, (-1,)), positions, values)
+            return function(*inputs, ops.reshape(flat, weight.shape))
+
+        return keras.remat(apply)(ops.convert_to_tensor(variable), *inputs)
 
     def _dequantized(self, attribute: str) -> Tensor:
         layer = self.layer

@@ -10,6 +10,7 @@ from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer
 from keras_bayestune.plots import (
     plot_error_vs_sparsity,
     plot_mask,
+    plot_reliability,
     plot_scales,
     plot_trace,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "fine_tune",
     "plot_error_vs_sparsity",
     "plot_mask",
+    "plot_reliability",
     "plot_scales",
     "plot_trace",
     "selectors",

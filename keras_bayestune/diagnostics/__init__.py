@@ -1,9 +1,11 @@
 """Diagnostics of chains, of the selections they lead to, and of predictions."""
 
 from keras_bayestune.diagnostics.calibration import (
+    Reliability,
     brier_score,
     expected_calibration_error,
     negative_log_likelihood,
+    reliability,
 )
 from keras_bayestune.diagnostics.effective_sample_size import (
     MINIMUM_DRAWS,
@@ -17,11 +19,13 @@ from keras_bayestune.diagnostics.stability import (
 
 __all__ = [
     "MINIMUM_DRAWS",
+    "Reliability",
     "brier_score",
     "effective_sample_size",
     "expected_calibration_error",
     "negative_log_likelihood",
     "overlap_matrix",
+    "reliability",
     "selection_frequency",
     "selection_probability",
 ]

@@ -1,5 +1,7 @@
 """How honest predicted probabilities are, in NumPy."""
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +42,65 @@ def negative_log_likelihood(
     return float(-np.mean(np.log(right)))
 
 
+class Reliability(NamedTuple):
+    """Predictions sorted into bins by how sure they are.
+
+    Attributes:
+        edges: float64, (bins + 1,), from 0 to 1; a bin holds its upper edge.
+        count: int64, (bins,), examples in each bin.
+        confidence: float64, (bins,), their mean largest probability; NaN for none.
+        accuracy: float64, (bins,), the fraction of them that is right; NaN for none.
+    """
+
+    edges: np.ndarray
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error over these bins."""
+        filled = self.count > 0
+        gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
+        return float(np.average(gaps, weights=self.count[filled]))
+
+
+def reliability(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 15
+) -> Reliability:
+    """Sort predictions into equal intervals of the largest probability.
+
+    Args:
+        probabilities: Shape (n, classes), each row adding up to 1.
+        labels: Integers, shape (n,).
+        bins: Number of intervals (0, 1/bins], ..., >= 1.
+
+    Raises:
+        TypeError: Labels that are not integers.
+        ValueError: Other shapes, labels that are no class, rows that are no
+            probabilities, fewer than one bin.
+
+    Example:
+        >>> from keras_bayestune.diagnostics import reliability
+        >>> found = reliability([[0.7, 0.3], [0.9, 0.1]], [0, 1], bins=2)
+        >>> found.count.tolist(), found.accuracy.tolist()
+        ([0, 2], [nan, 0.5])
+    """
+    bins = check_integer("bins", bins, 1)
+    p, y = _checked(probabilities, labels)
+    confidence = p.max(axis=1)
+    right = p.argmax(axis=1) == y
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 of an empty bin
+        return Reliability(
+            np.linspace(0.0, 1.0, bins + 1),
+            count,
+            np.bincount(bin_of, weights=confidence, minlength=bins) / count,
+            np.bincount(bin_of, weights=right, minlength=bins) / count,
+        )
+
+
 def expected_calibration_error(
     probabilities: npt.ArrayLike, labels: npt.ArrayLike, bins: int = 15
 ) -> float:
@@ -53,17 +114,16 @@ def expected_calibration_error(
     ```
 
     Args:
-        probabilities: Shape (n, classes), each row adding up to 1.
+        probabilities: As in `reliability`, and so are the others.
         labels: Integers, shape (n,).
-        bins: Number of intervals (0, 1/bins], ..., >= 1.
+        bins: Number of intervals.
 
     Returns:
         From 0 (calibrated) to 1. With few examples it is biased upwards.
 
     Raises:
-        TypeError: Labels that are not integers.
-        ValueError: Other shapes, labels that are no class, rows that are no
-            probabilities, fewer than one bin.
+        TypeError: As `reliability`.
+        ValueError: As `reliability`.
 
     Example:
         >>> from keras_bayestune.diagnostics import expected_calibration_error
@@ -71,13 +131,7 @@ def expected_calibration_error(
         >>> expected_calibration_error(probabilities, [0, 0, 0, 1])
         0.0
     """
-    bins = check_integer("bins", bins, 1)
-    p, y = _checked(probabilities, labels)
-    confidence = p.max(axis=1)
-    right = p.argmax(axis=1) == y
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(bin_of, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(y))
+    return reliability(probabilities, labels, bins).error
 
 
 def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
@@ -137,6 +191,7 @@ def _checked(
         raise ValueError(
             "Each row of `probabilities` must be >= 0 and add up to 1. Received: "
             f"values from {p.min():.3g} to {p.max():.3g}, sums from "
-            f"{p.sum(1).min():.3g} to {p.sum(1).max():.3g}. Apply a softmax to logits."
+            f"{p.sum(1).min():.3g} to {p.sum(1).max():.3g}. Apply a softmax to logits; "
+            "outputs of a regression are no probabilities."
         )
     return p, y

@@ -20,6 +20,7 @@ TEMPLATES = (
     ("{sentence1}", "{sentence2}"),
     ("{text_a}", "{text_b}"),
     ("{sentence}",),
+    ("{text}",),
 )
 
 

@@ -1,6 +1,6 @@
 """Bayesian sparse fine-tuning for Keras 3."""
 
-from keras_bayestune import selectors
+from keras_bayestune import selectors, uncertainty
 from keras_bayestune._version import __version__
 from keras_bayestune.callbacks import SparseMaskCallback
 from keras_bayestune.deltas import SparseDelta
@@ -36,4 +36,5 @@ __all__ = [
     "plot_scales",
     "plot_trace",
     "selectors",
+    "uncertainty",
 ]

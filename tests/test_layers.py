@@ -15,6 +15,7 @@ LAYERS = {
     "default_selector": 4,
     "callbacks": 4,
     "optimizers": 3,
+    "uncertainty": 3,
     "selectors": 2,
     "deltas": 2,
     "plots": 2,

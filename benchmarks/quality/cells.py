@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import keras_bayestune as kbt
-from benchmarks.quality import methods, posterior
+from benchmarks.quality import methods
 from benchmarks.quality.evaluation import batches, evaluate
 from benchmarks.quality.memory import peak_megabytes, reset_peak
 from benchmarks.quality.stage2 import Stage2
@@ -139,24 +139,19 @@ def run_cell(suite: Suite, cell: Cell, masks: Masks) -> dict[str, Any] | None:
         kept = {v.path for v in _competing(problem)}
         trained = [v for v in trained if v.path not in kept]
     elif cell.method != methods.FULL:
-        ours = cell.method == methods.DRAWS  # these share the mask of
-        rule = methods.OURS if ours else cell.method
-        mask, seconds = masks.get(dataclasses.replace(cell, method=rule), problem)
+        mask, seconds = masks.get(cell, problem)
         model.set_weights(problem.weights)
 
     steps = suite.budget - methods.selection_steps(cell.method, suite, problem)
-    if cell.method == methods.DRAWS:
-        record = posterior.tune(suite, problem, mask, steps, cell.seed)
-    else:
-        rates = suite.full_rates if cell.method == methods.FULL else suite.rates
-        with _only_trainable(model, trained, unless=suite.compiles_once) as whole:
-            stage2 = Stage2(
-                model,
-                whole if mask is None else mask,
-                problem.loss,
-                suite.compiles_once and model is problem.model,
-            )
-            record = _tune(suite, problem, stage2, steps, rates, cell.seed)
+    rates = suite.full_rates if cell.method == methods.FULL else suite.rates
+    with _only_trainable(model, trained, unless=suite.compiles_once) as whole:
+        stage2 = Stage2(
+            model,
+            whole if mask is None else mask,
+            problem.loss,
+            suite.compiles_once and model is problem.model,
+        )
+        record = _tune(suite, problem, stage2, steps, rates, cell.seed)
     if mask is None:
         count = sum(int(np.prod(v.shape)) for v in trained)
         stored = 4 * count

@@ -21,7 +21,6 @@ from keras_bayestune.samplers import (
 
 OURS = "BayesTune"
 HEAD_ONLY, FULL, LORA, BITFIT = "head only", "full", "LoRA", "BitFit"
-DRAWS = "BayesTune, 10 draws"  # stage 2 as a sampler
 UNBAYESIAN = "movement, partially adaptive"  # BayesTune's dynamics, nothing else of it
 NO_FRACTION = HEAD_ONLY, FULL, BITFIT  # these have a size of their own
 
@@ -166,7 +165,7 @@ SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     UNBAYESIAN: movement(UNBAYESIAN, PartiallyAdaptiveMetric()),
     **{name: bayestune(name, **changed) for name, changed in VARIANTS.items()},
 }
-METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:], DRAWS)
+METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:])
 
 
 def rows(problem: Problem) -> int:

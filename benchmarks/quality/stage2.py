@@ -86,10 +86,16 @@ class Stage2:
             target.assign(chosen.reshape(variable.shape))
         return optimizer
 
-    def train(self, batches: Any, steps: int, rate: float) -> None:
+    def train(self, batches: Any, steps: int, rate: float, callbacks: Any = ()) -> None:
         """Train for `steps` from the start."""
         self.model.set_weights(self.weights)
         for variable, value in zip(self.optimizer.variables, self.state, strict=True):
             variable.assign(value)
         self.adam.learning_rate = rate
-        self.model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+        self.model.fit(
+            batches,
+            steps_per_epoch=steps,
+            shuffle=False,
+            verbose=0,
+            callbacks=list(callbacks),
+        )

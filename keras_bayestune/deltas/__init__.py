@@ -1,6 +1,5 @@
 """Deltas: what a user keeps, ships and combines."""
 
-from keras_bayestune.deltas.averaging import average_predictions
 from keras_bayestune.deltas.conflicts import Conflicts, conflicts
 from keras_bayestune.deltas.dare import dare
 from keras_bayestune.deltas.delta import SparseDelta
@@ -16,7 +15,6 @@ __all__ = [
     "DeltaSet",
     "QuantizedBase",
     "SparseDelta",
-    "average_predictions",
     "base_values",
     "conflicts",
     "dare",

@@ -1,0 +1,71 @@
+"""Run blocks and print tables: see `python -m benchmarks.uncertainty -h`."""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks import uncertainty
+from benchmarks.uncertainty import blocks, sampling, table
+from benchmarks.uncertainty.methods import METHODS
+from benchmarks.uncertainty.suites import SUITES, ShortText
+
+
+def run(args, file):
+    suite = SUITES[args.suite]
+    suite = suite(args.preset, args.jsonl) if suite is ShortText else suite()
+    done = {json.dumps(r["block"], sort_keys=True) for r in read(file)}
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for task in args.tasks or suite.tasks:
+            block = {"task": task, "seed": seed, "fraction": args.fraction}
+            if json.dumps(block, sort_keys=True) in done:
+                continue
+            chosen = args.methods or list(METHODS)
+            records = list(blocks.run(suite, task, seed, args.fraction, chosen))
+            # A block at once: what was killed is run again as a whole.
+            with open(file, "a", encoding="utf-8") as opened:
+                opened.write("".join(f"{json.dumps(r)}\n" for r in records))
+
+
+def sample(args, file):
+    suite = SUITES[args.suite]()
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for task in args.tasks or suite.tasks:
+            print(f"{task}, seed {seed}")
+            sampling.run(suite, task, seed, args.fraction)
+
+
+def show(args, file):
+    print(table.markdown(read(file)))
+
+
+def read(file):
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+DO = {"run": run, "table": show, "sampling": sample}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=uncertainty.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("do", choices=DO)
+    parser.add_argument("--suite", default="digits", choices=SUITES)
+    parser.add_argument("--tasks", nargs="+")
+    parser.add_argument("--methods", nargs="+", help="; ".join(METHODS))
+    parser.add_argument("--fraction", type=float, default=0.02)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--preset", help="text: BertBackbone preset or folder")
+    parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args(argv)
+    file = args.out / f"uncertainty-{args.suite}.jsonl"
+    DO[args.do](args, file)
+
+
+if __name__ == "__main__":
+    main()

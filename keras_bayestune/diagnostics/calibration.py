@@ -47,22 +47,22 @@ class Reliability(NamedTuple):
 
     Attributes:
         edges: float64, (bins + 1,), from 0 to 1; a bin holds its upper edge.
-        count: int64, (bins,), examples in each bin.
+        counts: int64, (bins,), examples in each bin.
         confidence: float64, (bins,), their mean largest probability; NaN for none.
         accuracy: float64, (bins,), the fraction of them that is right; NaN for none.
     """
 
     edges: np.ndarray
-    count: np.ndarray
+    counts: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
 
     @property
     def error(self) -> float:
         """The expected calibration error over these bins."""
-        filled = self.count > 0
+        filled = self.counts > 0
         gaps = np.abs(self.accuracy[filled] - self.confidence[filled])
-        return float(np.average(gaps, weights=self.count[filled]))
+        return float(np.average(gaps, weights=self.counts[filled]))
 
 
 def reliability(
@@ -83,7 +83,7 @@ def reliability(
     Example:
         >>> from keras_bayestune.diagnostics import reliability
         >>> found = reliability([[0.7, 0.3], [0.9, 0.1]], [0, 1], bins=2)
-        >>> found.count.tolist(), found.accuracy.tolist()
+        >>> found.counts.tolist(), found.accuracy.tolist()
         ([0, 2], [nan, 0.5])
     """
     bins = check_integer("bins", bins, 1)

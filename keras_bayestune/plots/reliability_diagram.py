@@ -53,8 +53,8 @@ def plot_reliability(
     found = reliability(probabilities, labels, bins)
     if ax is None:
         ax = new_axes(5.5, 5)
-    filled = found.count > 0
-    count, accuracy = found.count[filled], found.accuracy[filled]
+    filled = found.counts > 0
+    count, accuracy = found.counts[filled], found.accuracy[filled]
     total = count.sum()
     middle = (found.edges[1:] + found.edges[:-1])[filled] / 2
     error = np.sqrt(accuracy * (1 - accuracy) / count)

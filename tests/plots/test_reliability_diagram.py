@@ -21,25 +21,25 @@ def test_bins_by_hand(predictions):
     sure, right = p.max(1), p.argmax(1) == y
     for b in range(7):
         inside = (sure > found.edges[b]) & (sure <= found.edges[b + 1])
-        assert found.count[b] == inside.sum()
+        assert found.counts[b] == inside.sum()
         if inside.any():
             assert found.confidence[b] == pytest.approx(sure[inside].mean())
             assert found.accuracy[b] == pytest.approx(right[inside].mean())
         else:
             assert np.isnan(found.confidence[b]) and np.isnan(found.accuracy[b])
-    assert found.count[0] == 0 and found.count.sum() == 600
+    assert found.counts[0] == 0 and found.counts.sum() == 600
     assert found.error == expected_calibration_error(p, y, bins=7)
 
 
 def test_what_is_drawn(predictions, check_readable):
     axes = plot_reliability(*predictions, bins=10)
     found = reliability(*predictions, bins=10)
-    filled = found.count > 0
+    filled = found.counts > 0
     accuracy, share = (c for c in axes.containers if hasattr(c, "patches"))
     heights = [bar.get_height() for bar in accuracy]
     np.testing.assert_allclose(heights, found.accuracy[filled])
     heights = [bar.get_height() for bar in share]
-    np.testing.assert_allclose(heights, found.count[filled] / 600)
+    np.testing.assert_allclose(heights, found.counts[filled] / 600)
     marks = next(line for line in axes.lines if line.get_label() == "mean confidence")
     np.testing.assert_allclose(marks.get_ydata(), found.confidence[filled])
     assert f"ECE {found.error:.3f}" in axes.get_title()

@@ -134,7 +134,8 @@ def test_the_number_of_draws(make_tuned):
     with pytest.raises(ValueError, match="3 deltas without deviations.*4 draws"):
         DeltaPosterior(deltas).predict(model, X, draws=4, verbose=0)
     for count in (0, 1.5, True):
-        with pytest.raises(ValueError, match=f"integer >= 1. Received: draws={count!r}"):
+        message = f"integer >= 1. Received: draws={count!r}"
+        with pytest.raises(ValueError, match=message):
             DeltaPosterior(deltas).sample(count)
     noisy = DeltaPosterior(deltas[:1], [with_noise(deltas[0])])
     assert len(list(noisy._draws(noisy._checked_count(None), 0))) == 10

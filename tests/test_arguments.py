@@ -6,7 +6,6 @@ import pytest
 
 import keras_bayestune as kbt
 from keras_bayestune.arguments import check_integer
-from keras_bayestune.callbacks.posterior_draws import PosteriorDraws
 from keras_bayestune.deltas import SparseDelta, dare
 from keras_bayestune.diagnostics import expected_calibration_error
 from keras_bayestune.knee import find_knees
@@ -48,12 +47,6 @@ USES = {
     "steps of GradientSum": GradientSum,
     "seed of Random": Random,
     "seed of dare": tuned,
-    "burn_in_steps of PosteriorDraws": lambda **a: PosteriorDraws(
-        MASK, {}, thinning=1, **a
-    ),
-    "thinning of PosteriorDraws": lambda **a: PosteriorDraws(
-        MASK, {}, burn_in_steps=0, **a
-    ),
     "bins": lambda **a: expected_calibration_error([[0.75, 0.25]], [0], **a),
     "most_layers": lambda **a: mask_shares(MASK, **a),
     "points": lambda **a: find_knees({"w": np.geomspace(1e-9, 1.0, 500)}, **a),

@@ -60,7 +60,8 @@ def floating_variables(model: keras.Model) -> dict[str, keras.Variable]:
         raise ValueError(
             f"The model is quantised ({len(quantized)} weights or layers, e.g. "
             f"{quantized[0]}): its scalars are no longer those the delta was made of. "
-            "Work on the float model, and call `model.quantize(...)` after `apply`."
+            "Work on the float model, and call `model.quantize(...)` after `apply`; or "
+            "let `QuantizedBase` make the float model int8."
         )
     if not model.built:
         raise ValueError(

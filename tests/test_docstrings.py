@@ -17,7 +17,10 @@ MODULES = ["keras_bayestune"] + [
     for module in pkgutil.walk_packages(keras_bayestune.__path__, "keras_bayestune.")
 ]
 # Results that a user does not make; the examples of what makes them show them.
-RESULTS = {"keras_bayestune.deltas.Conflicts"}
+RESULTS = {
+    "keras_bayestune.deltas.Conflicts",
+    "keras_bayestune.uncertainty.Prediction",
+}
 
 
 def _public(module):

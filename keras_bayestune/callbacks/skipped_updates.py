@@ -26,7 +26,9 @@ class SkippedUpdates:
 
     def begin(self) -> None:
         """Begin to count with the next look."""
-        self._batches, self._done = 0, -1
+        self._batches = 0
+        # The stages count from 0 each.
+        self._done: tuple[type | None, int] = None, 0
 
     def is_due(self, batches: int) -> bool:
         """Return whether to look, after `batches` batches."""
@@ -35,12 +37,13 @@ class SkippedUpdates:
     def look(self, optimizer: keras.optimizers.Optimizer, batches: int) -> str | None:
         """Return what to say if nothing was done since the last look."""
         own = unscaled(optimizer)
-        accumulated, done = 1, self._done
+        accumulated, updates = 1, self._done[1]
         if isinstance(own, BayesTuneSGLD):
-            accumulated, done = own.gradient_accumulation_steps or 1, own.num_updates
+            accumulated, updates = own.gradient_accumulation_steps or 1, own.num_updates
         elif isinstance(own, SparseOptimizer):
             accumulated = own.inner.gradient_accumulation_steps or 1
-            done = int(keras.ops.convert_to_numpy(own.iterations))
+            updates = int(keras.ops.convert_to_numpy(own.iterations))
+        done = type(own), updates
         if done != self._done:
             self._batches, self._done = batches, done
             return None

@@ -257,7 +257,8 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Update the variables with `grads`, as any Keras optimizer does."""
-        super().apply(dense_gradients(grads), trainable_variables)
+        variables = trainable_variables or self._trainable_variables
+        super().apply(dense_gradients(grads, variables), trainable_variables)
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
         # A norm summed in float16 would be infinite above 256.

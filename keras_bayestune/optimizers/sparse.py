@@ -240,7 +240,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         gradients: dict[int, Tensor | None] = {}
         compact: dict[int, Tensor] = {}
         for gradient, variable in zip(
-            dense_gradients(grads), trainable_variables, strict=True
+            dense_gradients(grads, trainable_variables),
+            trainable_variables,
+            strict=True,
         ):
             probed = self._probed.get(self._var_key(variable))
             if probed is not None:

@@ -101,7 +101,7 @@ class GradientAccumulator(keras.optimizers.Optimizer):
         pairs = [
             (gradient, variable)
             for gradient, variable in zip(
-                dense_gradients(grads), variables, strict=True
+                dense_gradients(grads, variables), variables, strict=True
             )
             if gradient is not None
         ]

@@ -72,15 +72,20 @@ def native(variable: keras.Variable) -> Any:
     return variable.value if keras.backend.backend() == "tensorflow" else variable
 
 
-def dense_gradients(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+def dense_gradients(
+    gradients: Sequence[Tensor | None], variables: Sequence[Any]
+) -> list[Tensor | None]:
     """Return the gradients with TensorFlow's `IndexedSlices` made dense."""
     if keras.backend.backend() != "tensorflow":
         return [None if g is None else ops.convert_to_tensor(g) for g in gradients]
     import tensorflow as tf
 
     # Keras takes slices for tensors, and would square and sum them with the rows
-    # that occur twice left apart.
-    return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+    # that occur twice left apart. What slices become does not know its shape.
+    return [
+        None if g is None else tf.ensure_shape(tf.convert_to_tensor(g), v.shape)
+        for g, v in zip(gradients, variables, strict=True)
+    ]
 
 
 def sum_over_replicas(gradients: list[Tensor]) -> list[Tensor]:

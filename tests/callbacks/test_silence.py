@@ -66,6 +66,11 @@ def test_a_run_of_skipped_updates_stops(scaled, first_bad, batches):
     assert [weight.tobytes() for weight in model.get_weights()] == pretrained
 
 
+@pytest.mark.parametrize("most", [4, 8, 16])
+def test_as_many_updates_in_stage_two_as_in_stage_one_are_not_none(most):
+    fit(new_model(), [two_stages(selection_epochs=2, max_skipped_steps=most)], epochs=4)
+
+
 def test_in_stage_two_as_well_and_by_updates():
     model = new_model(gradient_accumulation_steps=2)
     select = two_stages(

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from keras_bayestune.updates.replicas import holds_on_all, update_each
 
@@ -25,6 +26,10 @@ def apply_if_finite(
     finite = holds_on_all(found[0] if len(found) == 1 else ops.all(ops.stack(found)))
     touched = variables + optimizer.variables
     before = [ops.copy(v) for v in touched]
+    if keras.backend.backend() == "torch" and in_stateless_scope():
+        # The tensors are the caller's, and Keras's optimizers write in place there.
+        for variable, value in zip(touched, before, strict=True):
+            variable.assign(ops.copy(value))
     optimizer.apply(gradients, variables)
 
     def undo(old: Tensor, variable: Any, finite: Tensor) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 # 1 MiB per float32 array: what an update reads and writes of a piece stays in cache.
 PIECE = 1 << 18  # scalars, a multiple of 32
@@ -110,6 +111,8 @@ def elementwise(
     columns = first.shape[-1] if factors else 1
     # Whole rows, so many that `start` is a multiple of 32.
     length = max(PIECE // columns // 32, 1) * 32
+    if in_stateless_scope():
+        own = _each(lambda array: array.clone(), own)  # they are the caller's
     own = _each(lambda array: array.contiguous(), own)
     view = (-1, columns) if factors else (-1,)
     flat, read = (_each(lambda a: a.reshape(view), tree) for tree in (own, arrays))

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 Tensor = Any  # a backend tensor
 
@@ -147,14 +148,14 @@ def update_each(
 def assign_each(pairs: Sequence[tuple[keras.Variable, Tensor]]) -> None:
     """Assign each value to its variable, on every replica."""
     backend = keras.backend.backend()
-    if backend == "torch":
+    if backend == "torch" and not in_stateless_scope():
         import torch
 
         changed = [(v.value, new) for v, new in pairs if v.value is not new]
         if changed:
             torch._foreach_copy_(*map(list, zip(*changed, strict=True)))
         return
-    if backend == "jax":
+    if backend != "tensorflow":
         for variable, value in pairs:
             variable.assign(value)
         return

@@ -70,6 +70,14 @@ class Compiled:
     def _on_tensorflow(self, arguments: Any) -> Any:
         import tensorflow as tf
 
+        # Keras's `convert_to_tensor` returns a variable as it is, and a compiled
+        # function does not take one.
+        arguments = keras.tree.map_structure(
+            lambda leaf: (
+                tf.convert_to_tensor(leaf) if isinstance(leaf, keras.Variable) else leaf
+            ),
+            arguments,
+        )
         first = keras.tree.flatten(arguments)[0]
         shape = tuple(first.shape)
         # Eagerly each call would be compiled anew; on macOS TensorFlow lacks XLA.

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from keras_bayestune import BayesTuneSGLD, JointLangevin
+from keras_bayestune.updates.elementwise import SMALLEST_COMPILED
 
 # They look at the optimizer alone, and read its scales themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
@@ -180,6 +181,23 @@ def test_moving_averages_survive_a_second_fit():
     assert bits(model.trainable_variables) == average
     fit(model, *new_data())
     assert bits(model.trainable_variables) != average
+
+
+def test_a_weight_that_is_large_enough_to_be_compiled_for():
+    """Its update is compiled on its own where the whole step is not."""
+    runs = []
+    for eagerly in (False, True):
+        keras.utils.clear_session(free_memory=False)
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.Input((256,)), keras.layers.Dense(256)])
+        optimizer = new_optimizer(exclude=(), second_moment=True)
+        model.compile(optimizer, loss="mse", run_eagerly=eagerly)
+        assert model.layers[0].kernel.shape == (256, SMALLEST_COMPILED // 256)
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(2, 8 * BATCH, 256)).astype("float32")
+        runs.append(fit(model, *x))
+        assert optimizer.num_samples == 2
+    assert_same_run(*runs)
 
 
 @pytest.mark.skipif(

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_bayestune.callbacks import SparseMaskCallback
+from keras_bayestune.callbacks.stage_two_callbacks import refuse_swapping
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.selectors import Random
 from keras_bayestune.selectors.batches import first_batch
@@ -47,6 +48,7 @@ def check_callbacks(name: str, callbacks: Any) -> None:
                 "itself: call model.fit(..., callbacks=[callback]) in place of "
                 "fine_tune."
             )
+    refuse_swapping(callbacks)
 
 
 def check_one_batch(

@@ -278,6 +278,11 @@ class Counting(Magnitude):
             ValueError,
             "must not hold a SparseMaskCallback",
         ),
+        (
+            {"stage_2_callbacks": [keras.callbacks.SwapEMAWeights()]},
+            ValueError,
+            "SwapEMAWeights cannot swap the moving averages of stage 2",
+        ),
         ({"batch_size": 0}, ValueError, "`batch_size` must be an integer >= 1"),
         ({"steps_per_epoch": 0}, ValueError, "`steps_per_epoch` must be an integer"),
         ({"loss": "nothing"}, ValueError, "interpret loss identifier: nothing"),

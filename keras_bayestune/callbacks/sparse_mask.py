@@ -23,7 +23,10 @@ from keras_bayestune.callbacks.run import Run
 from keras_bayestune.callbacks.save_plots import save_plots
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.callbacks.skipped_updates import SkippedUpdates
-from keras_bayestune.callbacks.stage_two_callbacks import StageTwoCallbacks
+from keras_bayestune.callbacks.stage_two_callbacks import (
+    StageTwoCallbacks,
+    refuse_swapping,
+)
 from keras_bayestune.callbacks.task_head import exclude_head
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
@@ -88,8 +91,9 @@ class SparseMaskCallback(keras.callbacks.Callback):
         TypeError: if the model is not compiled with `BayesTuneSGLD`.
         ValueError: if an argument is out of range or does not fit the model, if the
             planned steps end before the first sample, if stage 2 would have no epoch
-            left, if the callback was used for another model, or if the state in
-            `backup_dir` is damaged or of another run; before the first step.
+            left, if a callback cannot work in stage 2, if this one was used for another
+            model, or if the state in `backup_dir` is damaged or of another run; before
+            the first step.
 
     Example:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
@@ -227,6 +231,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._beside = beside.callback_list()
         if self._beside is not None:
             beside.Last(self._beside, self._end_fit)
+            if self.plan.finetune_optimizer is not None:
+                refuse_swapping(self._beside.callbacks)
             if run.result is None and self.plan.finetune_optimizer is not None:
                 beside.warn_of_metrics(self._beside)
 

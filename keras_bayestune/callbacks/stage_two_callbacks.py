@@ -18,7 +18,8 @@ class StageTwoCallbacks:
 
     Raises:
         TypeError: if one of them is not a Keras callback.
-        ValueError: if one of them has to see stage 1 as well.
+        ValueError: if one of them has to see stage 1 as well, or cannot work in
+            stage 2.
     """
 
     def __init__(self, callbacks: Iterable[keras.callbacks.Callback] = ()):
@@ -36,6 +37,7 @@ class StageTwoCallbacks:
                     "BackupAndRestore saves both stages: pass it to `fit`, beside "
                     "SparseMaskCallback, and not in `stage_2_callbacks`."
                 )
+        refuse_swapping(self.callbacks)
         self._has_begun = False
         self._is_in_epoch = False
 
@@ -72,3 +74,17 @@ class StageTwoCallbacks:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(*arguments)
+
+
+def refuse_swapping(callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Raise for a `SwapEMAWeights`: in stage 2 it would fail, after all of stage 1.
+
+    It looks for an average of each weight, and there are those of selected scalars.
+    """
+    if any(isinstance(c, keras.callbacks.SwapEMAWeights) for c in callbacks):
+        raise ValueError(
+            "SwapEMAWeights cannot swap the moving averages of stage 2, which are of "
+            "the selected scalars only. Leave it out: with `use_ema=True` in the "
+            "`finetune_optimizer`, `fit` ends with the averages, and "
+            "`ema_overwrite_frequency` sets them meanwhile."
+        )

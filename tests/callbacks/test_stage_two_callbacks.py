@@ -278,5 +278,14 @@ def test_arguments():
     backup = keras.callbacks.BackupAndRestore("x")
     with pytest.raises(ValueError, match="BackupAndRestore saves both stages"):
         new_select(backup)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    with pytest.raises(ValueError, match="SwapEMAWeights cannot swap the moving ave"):
+        new_select(swap)
+    model, before = new_model(), new_model().get_weights()
+    averaging = new_select(finetune_optimizer=Adam(0.01, use_ema=True))
+    for callbacks in ([averaging, swap], [swap, averaging]):
+        with pytest.raises(ValueError, match="SwapEMAWeights cannot swap the moving"):
+            fit(model, callbacks, epochs=5)
+    assert all(map(np.array_equal, model.get_weights(), before))
     with pytest.raises(ValueError, match="`stage_2_callbacks` need a stage 2: give a"):
         SparseMaskCallback(stage_2_callbacks=[Log()])

@@ -49,6 +49,7 @@ from keras_bayestune.updates.replicas import (
     creation_scope,
     dense_gradients,
     sum_over_replicas,
+    update_each,
     without_gradient,
 )
 from keras_bayestune.updates.rows import split
@@ -257,8 +258,18 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         """Update the variables with `grads`, as any Keras optimizer does."""
+        if not self.built and trainable_variables is not None:
+            with keras.name_scope(self.name):
+                self.build(trainable_variables)
         variables = trainable_variables or self._trainable_variables
+        # Keras applies constraints after a skipped update as well, and most round.
+        constrained = [v for v in self._trainable_variables if v.constraint]
+        before = [ops.copy(variable) for variable in constrained]
+        skipped = ops.copy(self._chain.skipped) if constrained else None
         super().apply(dense_gradients(grads, variables), trainable_variables)
+        if constrained:
+            was_skipped = ops.not_equal(self._chain.skipped, skipped)
+            update_each(_keep_where, before, constrained, was_skipped)
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
         # A norm summed in float16 would be infinite above 256.
@@ -587,6 +598,10 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         optimizer = super().from_config(config, custom_objects)
         optimizer._saved_shapes = {path: tuple(s) for path, s in shapes.items()}
         return optimizer
+
+
+def _keep_where(old: Tensor, variable: Any, condition: Tensor) -> None:
+    variable.assign(ops.where(condition, old, ops.convert_to_tensor(variable)))
 
 
 def _to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -95,6 +95,32 @@ def test_a_skipped_update_leaves_no_trace(case):
     assert after == wanted
 
 
+def test_a_constraint_leaves_a_skipped_update_alone():
+    """It rounds the weights anew whenever it is applied."""
+    rng = np.random.default_rng(1)
+    shapes = {"kernel": (2, 3), "head": (3, 2)}
+    variables = [
+        keras.Variable(rng.normal(size=s).astype("float32"), name=n)
+        for n, s in shapes.items()
+    ]
+    for variable in variables:
+        variable.constraint = keras.constraints.MaxNorm(0.3)
+    optimizer = BayesTuneSGLD(
+        0.01, warmup_steps=0, burn_in_steps=0, thinning=1, exclude="head", seed=5
+    )
+    good = [ops.ones(shape) for shape in shapes.values()]
+    before = bits(variables)
+    optimizer.apply([g * np.nan for g in good], variables)
+    assert (bits(variables), optimizer.skipped_steps) == (before, 1)
+    optimizer.apply(good, variables)
+    for variable in variables:
+        norms = np.linalg.norm(ops.convert_to_numpy(variable), axis=0)
+        np.testing.assert_array_less(norms, 0.3001)
+    before = bits(variables)
+    optimizer.apply([g * np.nan for g in good], variables)
+    assert (bits(variables), optimizer.skipped_steps) == (before, 2)
+
+
 def test_a_skipped_update_does_not_poison_the_moving_average():
     variables, optimizer = run(bad=np.nan, at=(2,), use_ema=True)
     optimizer.finalize_variable_values(variables)

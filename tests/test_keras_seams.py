@@ -34,6 +34,7 @@ ATTRIBUTES = {
     "_learning_rate": "optimizer",
     "_losses_override": "model",
     "_path": "variable",
+    "_post_quantize": "model",
     "_remat_mode": "dense",
     "_track_variable": "model",
     "_tracker": "model",
@@ -61,7 +62,7 @@ INTERNAL_IMPORTS = {
     "keras.src.random.seed_generator.global_seed_generator",
 }
 # Names of our own, in classes that are not Keras's, which a Keras object has as well.
-OWN = {"_dtype", "_lock", "_losses", "_model", "_name"}
+OWN = {"_dtype", "_layers", "_lock", "_losses", "_model", "_name"}
 # A `getattr` or `hasattr` with a private name hides that Keras has moved it. Keras sets
 # this one at the first step only; do not add to it.
 GUESSED = {"_jax_state"}
@@ -73,11 +74,12 @@ def holders():
     embedding = keras.layers.Embedding(3, 2)
     dense = keras.layers.Dense(1)
     model = keras.Sequential([keras.Input((2,), dtype="int32"), embedding, dense])
-    model.compile(keras.optimizers.Adam(weight_decay=0.1), loss="mse")
+    adam = keras.optimizers.Adam(weight_decay=0.1)
+    adam.exclude_from_weight_decay(var_names=["bias"])
+    model.compile(adam, loss="mse")
     model.fit(np.ones((2, 2)), np.ones((2, 2, 1)), verbose=0)
     scaling = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
     scaling.build(model.trainable_variables)
-    model.optimizer.exclude_from_weight_decay(var_names=["bias"])
     return {
         "callback": keras.callbacks.Callback(),
         "dense": dense,
@@ -85,7 +87,7 @@ def holders():
         "loss scale": scaling,
         "metric": keras.metrics.Mean(),
         "model": model,
-        "optimizer": model.optimizer,
+        "optimizer": adam,
         "seed generator": keras.random.SeedGenerator(0),
         "variable": dense.kernel,
     }

@@ -33,7 +33,7 @@ def save_merged(
         ValueError: As `SparseDelta.apply`; or the model cannot do without this
             library, because its own code makes a `WithPrior` or a layer has a
             `LaplacePrior` as regularizer.
-        ImportError: KerasHub is missing: `pip install keras-bayestune[hub]`.
+        ImportError: KerasHub is missing: `pip install keras-hub`.
 
     Example:
         >>> import keras
@@ -71,8 +71,7 @@ def _check_has_preset(model: keras.Model, name: str) -> None:
         import keras_hub
     except ImportError as error:
         raise ImportError(
-            f"Writing a preset folder ({name}) needs KerasHub: "
-            "`pip install keras-bayestune[hub]`."
+            f"Writing a preset folder ({name}) needs KerasHub: `pip install keras-hub`."
         ) from error
     if not isinstance(model, keras_hub.models.Backbone | keras_hub.models.Task):
         raise TypeError(

@@ -62,7 +62,7 @@ class WeightBlock:
         """Add the variables to `optimizer`; the weights' values become the anchor."""
         first = weights[0]
         shape = tuple(first.shape)
-        layout = getattr(first, "_layout", None)
+        layout = first._layout
         name = first.path.replace("/", "_")
         if len(weights) > 1:
             shape = (sum(math.prod(weight.shape) for weight in weights),)
@@ -238,7 +238,7 @@ def places_of(
 
 
 def _is_sharded(weight: keras.Variable) -> bool:
-    layout = getattr(weight, "_layout", None)
+    layout = weight._layout
     return layout is not None and any(axis is not None for axis in layout.axes)
 
 

@@ -32,7 +32,7 @@ def new_axes(width: float, height: float) -> "Axes":
     except ImportError as error:
         raise ImportError(
             "Plots need matplotlib, which is not installed. Install it with "
-            "`pip install keras-bayestune[plots]`."
+            "`pip install matplotlib`."
         ) from error
     _, axes = plt.subplots(figsize=(width, height), layout="constrained")
     return axes

@@ -82,5 +82,5 @@ def test_keras_hub_missing(tuned, base, tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_hub)
-    with pytest.raises(ImportError, match=r"pip install keras-bayestune\[hub\]"):
+    with pytest.raises(ImportError, match=r"pip install keras-hub"):
         save_merged(base, tuned.delta, tmp_path / "folder")

@@ -42,7 +42,7 @@ def test_plots_open_one_figure(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_missing_matplotlib_names_the_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"pip install keras-bayestune\[plots\]"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib"):
         CALLS[name]()
 
 

@@ -192,8 +192,10 @@ def _stripped(paths: Iterable[str]) -> dict[str, str]:
     """`{path: path without the leading components that all paths share}`."""
     split = {path: path.split("/") for path in paths}
     # The last two components name the layer and the variable: without them, `query`
-    # of one model would match `key` of another.
-    limit = min((len(parts) - 2 for parts in split.values()), default=0)
+    # of one model would match `key` of another. A weight of the model itself lies
+    # beside its layers, and has one only.
+    lengths = [len(parts) for parts in split.values()] or [0]
+    limit = min(min(lengths) - 1, max(lengths) - 2)
     shared = 0
     while shared < limit and len({parts[shared] for parts in split.values()}) == 1:
         shared += 1

@@ -77,6 +77,16 @@ def test_prefix_is_stripped(saved_prefix, prefix):
     }
 
 
+def test_another_name_of_a_model_with_a_weight_of_its_own():
+    saved, present = (
+        {f"{name}/scale": (8,), **chain(f"{name}/head")} for name in ("net", "sub_1")
+    )
+    assert match_paths(saved, present) == dict(zip(saved, present, strict=True))
+    layers = {"query/kernel": (8,)}, {"key/kernel": (8,)}
+    with pytest.raises(ValueError, match="Missing in this model: query/kernel"):
+        match_paths(*layers)
+
+
 def test_layer_name_is_never_stripped():
     with pytest.raises(ValueError, match="Missing in this model: query/kernel"):
         match_paths(chain("query"), chain("key"))

@@ -90,7 +90,9 @@ class QuantizedBase:
     @property
     def mask(self) -> SparseMask:
         """The mask for `SparseOptimizer`: what is float32 beside int8, whole."""
-        shapes = {p: self._base[p].shape for p in self._floats}
+        shapes = {
+            p: self._base[p].shape for p, v in self._floats.items() if v.trainable
+        }
         indices = {p: self._base[p].positions for p in shapes}
         for variable in self._values.values():
             shapes[variable.path] = tuple(variable.shape)

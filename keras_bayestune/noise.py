@@ -34,28 +34,34 @@ def _mix(word: Tensor) -> Tensor:
     return word ^ _shift_right(word, 16)
 
 
-def random_words(
-    seed: Tensor, step: Tensor, stream: Any, count: int, start: int = 0
-) -> Tensor:
-    """Return the words of 32 random bits of a stream from position `start` on.
+def stream_keys(seed: Tensor, step: Tensor, streams: Any) -> Tensor:
+    """Return what `random_words` needs of streams: int32 `(*streams.shape, 2)`.
 
     Args:
         seed: int32 scalar. Runs with different seeds are independent.
         step: int32 scalar. Different steps are independent.
-        stream: int32 scalar, or a Python int: one for each array and purpose.
+        streams: int32 tensor, or a Python int: a number for each array and purpose.
+    """
+    key = _mix(ops.cast(seed, "int32") + _GOLDEN)
+    key = _mix(_mix(key ^ ops.cast(step, "int32")) + streams)
+    # Two keys, because with one the words of two steps would be one sequence
+    # read from two starting points.
+    return ops.stack([key, _mix(key + _GOLDEN)], axis=-1)
+
+
+def random_words(keys: Tensor, count: int, start: int = 0) -> Tensor:
+    """Return the words of 32 random bits of a stream from position `start` on.
+
+    Args:
+        keys: int32 `(2,)`, the stream's `stream_keys`.
         count: How many words.
         start: Position of the first word.
 
     Returns:
         int32 tensor `(count,)`, equal on every backend and device.
     """
-    key = _mix(ops.cast(seed, "int32") + _GOLDEN)
-    key = _mix(_mix(key ^ ops.cast(step, "int32")) + stream)
-    second_key = _mix(key + _GOLDEN)
     position = ops.arange(start, start + count, dtype="int32")
-    # Two keys, because with one the words of two steps would be one sequence
-    # read from two starting points.
-    return _mix(_mix(position ^ key) + second_key)
+    return _mix(_mix(position ^ keys[0]) + keys[1])
 
 
 class Noise:
@@ -65,20 +71,11 @@ class Noise:
     always give the same array.
     """
 
-    def __call__(
-        self,
-        seed: Tensor,
-        step: Tensor,
-        stream: Tensor,
-        shape: tuple[int, ...],
-        start: int = 0,
-    ) -> Tensor:
+    def __call__(self, keys: Tensor, shape: tuple[int, ...], start: int = 0) -> Tensor:
         """Draw a float32 tensor of `shape`.
 
         Args:
-            seed: int32 scalar.
-            step: int32 scalar, the update.
-            stream: int32 scalar, one for each array and purpose.
+            keys: int32 `(2,)`, the `stream_keys` of one stream at one update.
             shape: Shape of the draw.
             start: Number of scalars of this stream that are passed over: a long draw
                 may be made in pieces.
@@ -110,8 +107,8 @@ def standard_normal(words: Tensor) -> Tensor:
 class Gaussian(Noise):
     """Standard normal noise by inversion; its tails end at 5.3 standard deviations."""
 
-    def __call__(self, seed, step, stream, shape, start=0):  # noqa: D102
-        words = random_words(seed, step, stream, math.prod(shape), start)
+    def __call__(self, keys, shape, start=0):  # noqa: D102
+        words = random_words(keys, math.prod(shape), start)
         return ops.reshape(standard_normal(words), shape)
 
 
@@ -124,10 +121,10 @@ class Rademacher(Noise):
     moment 0 (Kloeden & Platen, 1992, section 14.1).
     """
 
-    def __call__(self, seed, step, stream, shape, start=0):  # noqa: D102
+    def __call__(self, keys, shape, start=0):  # noqa: D102
         size, skipped = math.prod(shape), start % 32
         count = -(-(skipped + size) // 32)
-        words = random_words(seed, step, stream, count, start // 32)
+        words = random_words(keys, count, start // 32)
         # The 32 bits of a word lie side by side: XLA then finds word and bit of a
         # scalar by shifts, and its loop over the weights is vectorised.
         bits = ops.right_shift(ops.expand_dims(words, 1), ops.arange(32, dtype="int32"))

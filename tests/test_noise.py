@@ -12,6 +12,7 @@ from keras_bayestune.noise import (
     Rademacher,
     random_words,
     standard_normal,
+    stream_keys,
 )
 
 SHAPE = (1000, 1001)
@@ -19,28 +20,28 @@ BOTH = pytest.mark.parametrize("noise", [Gaussian(), Rademacher()])
 
 
 def _draw(noise, seed=7, step=3, stream=2, shape=SHAPE):
-    return ops.convert_to_numpy(noise(seed, step, stream, shape))
+    return ops.convert_to_numpy(noise(stream_keys(seed, step, stream), shape))
 
 
 def test_words_are_the_same_on_every_backend():
-    words = ops.convert_to_numpy(random_words(7, 3, 2, 5))
+    words = ops.convert_to_numpy(random_words(stream_keys(7, 3, 2), 5))
     expected = [-164231287, -1007831378, 882495726, -2143945160, -2033251765]
     np.testing.assert_array_equal(words, expected)
 
 
 def test_every_bit_of_a_word_is_fair():
-    words = ops.convert_to_numpy(random_words(1, 1, 0, 200_000))
+    words = ops.convert_to_numpy(random_words(stream_keys(1, 1, 0), 200_000))
     ones = [np.mean((words >> bit) & 1) for bit in range(32)]
     assert np.abs(np.array(ones) - 0.5).max() < 4.5 * 0.5 / np.sqrt(200_000)
 
 
-@pytest.mark.parametrize("argument", ["seed", "step", "stream"])
+@pytest.mark.parametrize("argument", ["seed", "step", "streams"])
 def test_one_changed_bit_changes_half_of_the_bits(argument):
-    base = {"seed": 5, "step": 9, "stream": 1}
-    words = ops.convert_to_numpy(random_words(**base, count=20_000))
+    base = {"seed": 5, "step": 9, "streams": 1}
+    words = ops.convert_to_numpy(random_words(stream_keys(**base), 20_000))
     for bit in (0, 1, 7, 20):
         changed = {**base, argument: base[argument] ^ (1 << bit)}
-        other = ops.convert_to_numpy(random_words(**changed, count=20_000))
+        other = ops.convert_to_numpy(random_words(stream_keys(**changed), 20_000))
         flipped = np.unpackbits((words ^ other).view("uint8")).mean()
         assert abs(flipped - 0.5) < 4.5 * 0.5 / np.sqrt(20_000 * 32)
 
@@ -102,7 +103,7 @@ def test_equal_arguments_repeat(noise):
 @pytest.mark.parametrize("start", [0, 1, 31, 32, 45, 640])
 def test_a_draw_in_pieces(noise, start):
     whole = _draw(noise, shape=(700,))
-    piece = ops.convert_to_numpy(noise(7, 3, 2, (2, 21), start))
+    piece = ops.convert_to_numpy(noise(stream_keys(7, 3, 2), (2, 21), start))
     np.testing.assert_array_equal(piece.ravel(), whole[start : start + 42])
 
 
@@ -130,4 +131,4 @@ def test_config_round_trip(noise):
 
 def test_noise_is_abstract():
     with pytest.raises(NotImplementedError):
-        Noise()(0, 0, 0, (1,))
+        Noise()(stream_keys(0, 0, 0), (1,))

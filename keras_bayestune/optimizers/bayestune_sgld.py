@@ -199,7 +199,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         ]
         metric = self.sampler.metric
         places = places_of(variables, priors, decays, metric)
-        tensors = len({p.row for p in places if priors[p.indices[0]]})
+        self._num_rows = len({p.row for p in places if priors[p.indices[0]]})
         seed = draw_seed() if self.seed is None else self.seed
         size = self.effective_size if self.effective_size != "auto" else 0.0
         self._chain = Chain(
@@ -208,7 +208,10 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             skipped=self._add_scalar("skipped_count", 0, "int32"),
             effective_size=self._add_scalar("effective_size", float(size), "float32"),
             mean_square=self._add_scalar(
-                "mean_square", 0.0, "float32", (tensors,) if metric.per_tensor else ()
+                "mean_square",
+                0.0,
+                "float32",
+                (self._num_rows,) if metric.per_tensor else (),
             ),
             noise_per_step=self._add_scalar("noise_per_step", 0.0, "float32"),
             seed=self._add_scalar("seed", seed, "int32"),
@@ -318,6 +321,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
                 if block.prior
             ],
             [block.num_scalars(given) for block in self._under_prior],
+            self._num_rows,
             ops.cast(learning_rate, "float32"),
             self.sampler,
             Schedule(

@@ -33,12 +33,14 @@ class Step(NamedTuple):
     finite: Tensor  # bool (), False: skip this update
     sample: Tensor  # bool (), take a posterior sample after this update
     num_samples: Tensor  # float32 (), samples including this update's
-    seed: Tensor  # int32 ()
-    stream: Tensor  # int32 (), the first of this block's `num_noises` noises
+    keys: Tensor  # int32 (streams, 2) of noise; of a block its `num_noises` streams
 
     def of_row(self, row: int, sampler: "Sampler") -> "Step":
         """Return what the weights of a row read; with a metric per tensor it is one."""
-        own = self._replace(stream=self.stream + sampler.num_noises * row)
+        first = sampler.num_noises * row
+        # Not a view: PyTorch would compile one that begins at 0 apart from the others.
+        keys = self.keys[first : first + sampler.num_noises] + 0
+        own = self._replace(keys=keys)
         if not sampler.metric.per_tensor:
             return own
         return own._replace(

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_bayestune.arguments import check_integer
-from keras_bayestune.noise import random_words
+from keras_bayestune.noise import random_words, stream_keys
 from keras_bayestune.selectors.selector import Selector
 from keras_bayestune.selectors.training import Training
 
@@ -47,7 +47,7 @@ class Random(Selector):
         return [self._draw(places[id(v)], v.shape) for v in variables]
 
     def _draw(self, place: int, shape: tuple[int, ...]) -> np.ndarray:
-        words = random_words(self.seed, 0, place, prod(shape))
+        words = random_words(stream_keys(self.seed, 0, place), prod(shape))
         bits = ops.convert_to_numpy(words).view("uint32")
         # 24 bits: what a float32 in [0, 1) holds exactly.
         return ((bits >> 8) * np.float32(2.0**-24)).reshape(shape)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_bayestune.noise import stream_keys
 from keras_bayestune.samplers import (
     DECAY,
     SMALLEST_SQUARE,
@@ -44,6 +45,7 @@ def next_step(
     squares: Sequence[Tensor],
     prior_squares: Sequence[Tensor],
     sizes: Sequence[float],
+    num_rows: int,
     learning_rate: Tensor,
     sampler: Sampler,
     schedule: Schedule,
@@ -60,6 +62,7 @@ def next_step(
         squares: Sum of the squared gradient of every weight, float32 scalars.
         prior_squares: The same, of the V weight tensors under a prior.
         sizes: Number of scalars of each of those V, 0 where no gradient came.
+        num_rows: Rows of weights under a prior; each has its own streams of noise.
         learning_rate: float32 scalar.
         sampler: The rule of the update.
         schedule: When what happens.
@@ -97,6 +100,7 @@ def next_step(
     sample = finite & (since_burn_in > 0) & (since_burn_in % schedule.thinning == 0)
     samples = chain.samples + ops.cast(sample, "int32")
     since_warmup = ops.cast(count - (first_active - 1), "float32")
+    streams = sampler.num_noises * num_rows
     step = Step(
         count=count,
         counted=counted,
@@ -112,8 +116,7 @@ def next_step(
         finite=finite,
         sample=sample,
         num_samples=ops.threshold(ops.cast(samples, "float32"), 1.0, 1.0),
-        seed=chain.seed,
-        stream=ops.zeros_like(count),
+        keys=stream_keys(chain.seed, count, ops.arange(streams, dtype="int32")),
     )
     noise = sampler.noise_per_step(step) * ops.cast(step.active, "float32")
     after = Chain(

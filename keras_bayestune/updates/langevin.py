@@ -102,7 +102,7 @@ def langevin_update(
             size = size * factor
         shape = tuple(value.shape)
         noises = tuple(
-            sampler.noise(step.seed, step.count, step.stream + k, shape, first + start)
+            sampler.noise(step.keys[k], shape, first + start)
             for k in range(sampler.num_noises)
         )
         after, new_slots = sampler.update(

@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_bayestune import BayesTuneSGLD, Collapsed, LaplacePrior
-from keras_bayestune.noise import Rademacher
+from keras_bayestune.noise import Rademacher, stream_keys
 from keras_bayestune.samplers import ScalarMetric
 
 # alpha = 0.5 has short closed forms, so nothing here leans on the Bessel code.
@@ -89,7 +89,9 @@ def expected_run(
         weights = [w * (1 - lr * decay) for w in weights]
         d = [weights[i] - anchors[i] for i in (0, 1)]
         if t > SCHEDULE["warmup_steps"]:
-            signs = ops.convert_to_numpy(Rademacher()(5, t, 0, (10,)))  # in a row
+            signs = ops.convert_to_numpy(
+                Rademacher()(stream_keys(5, t, 0), (10,))
+            )  # in a row
             for i, noise in enumerate((signs[:6].reshape(2, 3), signs[6:])):
                 shrinkage = 0.5 + np.sqrt(BETA * np.abs(d[i]))
                 factor = 1 - h * shrinkage / (size * np.maximum(d[i] ** 2, 1e-30))

@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 from scipy.special import kve
 
+from keras_bayestune.noise import stream_keys
 from keras_bayestune.samplers import Step
 
 
@@ -74,6 +75,5 @@ def step_of(
         finite=ops.convert_to_tensor(True, dtype="bool"),
         sample=ops.convert_to_tensor(False, dtype="bool"),
         num_samples=number(1.0),
-        seed=ops.convert_to_tensor(11, dtype="int32"),
-        stream=ops.convert_to_tensor(0, dtype="int32"),
+        keys=stream_keys(11, count, ops.arange(2, dtype="int32")),
     )

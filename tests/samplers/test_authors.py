@@ -6,7 +6,7 @@ import pytest
 from keras import ops
 
 from keras_bayestune import Authors, BayesTuneSGLD, LaplacePrior
-from keras_bayestune.noise import Gaussian
+from keras_bayestune.noise import Gaussian, stream_keys
 
 ALPHA, BETA, START, SIZE = 0.5, 20.0, 0.01, 1e5
 RATE, SCALE_RATE, WARM_UP, UPDATES = 0.005, 0.003, 7, 80
@@ -51,7 +51,7 @@ def test_follows_the_authors_formulas_in_float64():
         g = gradient.astype("float64")
         if t >= WARM_UP:
             xi, xi_scale = (
-                ops.convert_to_numpy(Gaussian()(3, t, stream, (200,)))
+                ops.convert_to_numpy(Gaussian()(stream_keys(3, t, stream), (200,)))
                 for stream in (0, 1)
             )
             read = np.maximum(scale, 1e-8)

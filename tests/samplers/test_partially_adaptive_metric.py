@@ -6,7 +6,7 @@ from keras import ops
 from samplers import reference
 
 from keras_bayestune import Collapsed, JointLangevin, LaplacePrior
-from keras_bayestune.noise import Gaussian
+from keras_bayestune.noise import Gaussian, stream_keys
 from keras_bayestune.optimizers.weight_block import SMALL
 from keras_bayestune.samplers import (
     DECAY,
@@ -105,7 +105,10 @@ def _stationary_means(sampler, ratio, burn_in, samples):
         of_square = bias_correction(DECAY, ops.minimum(t, ADAPTED))
         unit = mean_square / bias_correction(DECAY, t) * of_square
         step = reference.step_of(step_size=ratio * SIZE, effective_size=SIZE)._replace(
-            count=t, adapting=t <= ADAPTED, state_square=unit
+            count=t,
+            adapting=t <= ADAPTED,
+            state_square=unit,
+            keys=stream_keys(11, t, ops.arange(2, dtype="int32")),
         )
         slots = dict(zip(names, old, strict=True))
         (d, _, new, squares), _ = langevin_update(

@@ -6,7 +6,7 @@ from keras import ops
 from samplers import reference
 
 from keras_bayestune import Collapsed, JointLangevin, LaplacePrior
-from keras_bayestune.noise import Gaussian, Rademacher
+from keras_bayestune.noise import Gaussian, Rademacher, stream_keys
 
 OBSERVATION, DEVIATION, BETA = 0.5, 0.2, 10.0
 COORDINATES = 60_000
@@ -28,7 +28,7 @@ def _stationary_means(sampler, alpha, ratio, burn_in, samples):
         step = reference.step_of(step_size=step_size, effective_size=SIZE)
         t = ops.cast(t, "int32")
         noises = tuple(
-            sampler.noise(step.seed, t, k, (COORDINATES,))
+            sampler.noise(stream_keys(11, t, k), (COORDINATES,))
             for k in range(sampler.num_noises)
         )
         gradient = (d - OBSERVATION) / (DEVIATION**2 * SIZE)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_bayestune import Authors, BayesTuneSGLD, LaplacePrior
 from keras_bayestune.noise import Noise
+from keras_bayestune.updates import chain
 
 FILES = ("stage1_no_noise", "stage1_noise", "stage1_warmup_paper_n")
 
@@ -19,12 +20,19 @@ class RecordedNoise(Noise):
     def __init__(self, streams):
         self.streams = ops.convert_to_tensor(streams)
 
-    def __call__(self, seed, step, stream, shape, start=0):
+    def __call__(self, keys, shape, start=0):
+        stream, step = keys[0], keys[1]
         return ops.reshape(self.streams[stream, step - 1], shape)
 
 
+def plain_keys(seed, step, streams):
+    """In place of `stream_keys`: stream and update as they are."""
+    return ops.stack([streams, ops.zeros_like(streams) + step], axis=-1)
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_authors_mode_reproduces_the_recorded_trajectory(name, root):
+def test_authors_mode_reproduces_the_recorded_trajectory(name, root, monkeypatch):
+    monkeypatch.setattr(chain, "stream_keys", plain_keys)
     with np.load(root / "tests/fixtures/authors" / f"{name}.npz") as file:
         recorded = dict(file)
     config = json.loads(str(recorded["config"]))

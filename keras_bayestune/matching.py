@@ -127,7 +127,10 @@ def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
         differences.append((missing, extra_paths, reshaped))
     if _fits_in_order(saved, present):
         return dict(zip(saved, present, strict=True))
-    # The rule that came nearest tells the user most.
+    # The rule that came nearest tells the user most, unless it calls one path missing
+    # here and found here only: what it strips differs.
+    told = [found for found in differences if not {*found[0]} & {*found[1]}]
+    differences = told or differences
     missing, extra_paths, reshaped = min(
         differences, key=lambda lists: sum(len(items) for items in lists)
     )

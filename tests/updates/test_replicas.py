@@ -184,7 +184,8 @@ def test_two_devices_train_like_one(root):
 
 def test_dense_gradients():
     gradient = np.arange(6.0, dtype="float32").reshape(3, 2)
-    first, none = dense_gradients([ops.convert_to_tensor(gradient), None])
+    variables = [keras.Variable(gradient), keras.Variable(gradient)]
+    first, none = dense_gradients([ops.convert_to_tensor(gradient), None], variables)
     np.testing.assert_array_equal(ops.convert_to_numpy(first), gradient)
     assert none is None
 
@@ -195,7 +196,7 @@ def test_rows_of_a_sparse_gradient_are_added_up():
 
     rows = tf.constant([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     slices = tf.IndexedSlices(rows, tf.constant([2, 0, 2]), tf.constant([4, 2]))
-    (dense,) = dense_gradients([slices])
-    assert isinstance(dense, tf.Tensor)
+    (dense,) = dense_gradients([slices], [keras.Variable(np.zeros((4, 2)))])
+    assert isinstance(dense, tf.Tensor) and dense.shape == (4, 2)
     expected = [[3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [0.0, 0.0]]
     np.testing.assert_array_equal(dense, expected)

@@ -71,7 +71,7 @@ class QuantizedBase:
                 f"{type(mask).__name__}."
             )
         floats = floating_variables(model)
-        indices = {} if mask is None else _by_path(mask, floats)
+        indices = {} if mask is None else mask.match(floats.values())
         self.model = model
         # What a delta must know of each float weight, read one at a time.
         self._base: dict[str, VariableDelta] = {}
@@ -223,12 +223,3 @@ def _forget_compiled(model: keras.Model) -> None:
 
 def _is_whole(delta: VariableDelta) -> bool:
     return 0 < delta.values.size == math.prod(delta.shape)
-
-
-def _by_path(mask: SparseMask, floats: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    present = {path: tuple(variable.shape) for path, variable in floats.items()}
-    try:
-        matched = match_paths(mask.shapes, present)
-    except ValueError as error:
-        raise ValueError(f"The mask is for another model. {error}") from error
-    return {here: mask.indices[saved] for saved, here in matched.items()}

@@ -16,6 +16,7 @@ from keras_bayestune.updates.gather_scatter import (
     resynced,
     scatter,
 )
+from keras_bayestune.updates.rows import in_a_row, split
 
 Tensor = Any  # a backend tensor
 
@@ -83,7 +84,7 @@ class SelectedVector:
 
     def refresh(self, weights: Sequence[keras.Variable]) -> None:
         """Take the present values of the weights, which others may have changed."""
-        present = joined(
+        present = in_a_row(
             [
                 gather(ops.convert_to_tensor(weights[i]), indices)
                 for i, indices in self._parts(for_indexing(self.indices))
@@ -131,7 +132,7 @@ class SelectedVector:
             ops.zeros(length, self.value.dtype) if part is None else part
             for part, length in zip(parts, self.lengths, strict=True)
         ]
-        return joined(filled), having
+        return in_a_row(filled), having
 
     def constrain(
         self, weights: Sequence[keras.Variable], moved: Collection[int], finite: Tensor
@@ -147,7 +148,7 @@ class SelectedVector:
                 new = scatter(ops.convert_to_tensor(weights[i]), indices, value)
                 allowed = gather(weights[i].constraint(new), indices)
                 parts[i] = ops.where(finite, resynced(value, allowed), value)
-        self.value.assign(joined(list(parts.values())))
+        self.value.assign(in_a_row(list(parts.values())))
 
     def written(self, moved: Collection[int]) -> list[tuple[int, Tensor, Tensor]]:
         """Return place, new scalars and their indices of the weights that `moved`."""
@@ -164,16 +165,9 @@ class SelectedVector:
 
     def _parts(self, vector: Any) -> list[tuple[int, Tensor]]:
         """Return place and part of each weight, of `value` or `indices`."""
-        whole = ops.convert_to_tensor(vector)
-        parts = [whole]
-        if len(self.lengths) > 1:
-            parts = ops.split(whole, np.cumsum(self.lengths)[:-1].tolist())
+        shapes = [(length,) for length in self.lengths]
+        parts = split(ops.convert_to_tensor(vector), shapes)
         return list(zip(self.weights, parts, strict=True))
-
-
-def joined(parts: list[Tensor]) -> Tensor:
-    """Return the parts as one vector."""
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts)
 
 
 def _add_vector(

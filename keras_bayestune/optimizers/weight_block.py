@@ -1,7 +1,7 @@
 """Weights that stage 1 updates as one array, and what is kept for them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_bayestune.priors import LaplacePrior
 from keras_bayestune.samplers import Metric, Sampler
+from keras_bayestune.updates.elementwise import map_arrays
 from keras_bayestune.updates.langevin import Moments, Weight
 from keras_bayestune.updates.rows import in_a_row, split
 
@@ -187,7 +188,7 @@ class WeightBlock:
         """Return copies for `restored`, `None` if every weight has a gradient."""
         if all(i in given for i in self.place.indices):
             return None
-        return _each(ops.copy, arrays)
+        return map_arrays(ops.copy, arrays)
 
     def restored(self, new: Any, kept: Any, given: Mapping[int, Tensor]) -> Any:
         """Return nested arrays `new`, with `kept` where a weight has no gradient."""
@@ -199,7 +200,7 @@ class WeightBlock:
             parts = zip(self.place.indices, *pair, strict=True)
             return in_a_row([one if i in given else other for i, one, other in parts])
 
-        return _each(restore, new, kept)
+        return map_arrays(restore, new, kept)
 
 
 def places_of(
@@ -248,12 +249,6 @@ def _tensor(variable: keras.Variable | None) -> Tensor | None:
 
 def _tensors(variables: Variables) -> dict[str, Tensor]:
     return {name: ops.convert_to_tensor(v) for name, v in variables.items()}
-
-
-def _each(change: Callable[..., Any], *trees: Any) -> Any:
-    return keras.tree.map_structure(
-        lambda *leaves: None if leaves[0] is None else change(*leaves), *trees
-    )
 
 
 def _whole(layout: Any, shape: tuple[int, ...]) -> Any:

@@ -120,10 +120,10 @@ def elementwise(
     # Whole rows, so many that `start` is a multiple of 32.
     length = max(PIECE // columns // 32, 1) * 32
     if in_stateless_scope():
-        own = _each(lambda array: array.clone(), own)  # they are the caller's
-    own = _each(lambda array: array.contiguous(), own)
+        own = map_arrays(lambda array: array.clone(), own)  # they are the caller's
+    own = map_arrays(lambda array: array.contiguous(), own)
     view = (-1, columns) if factors else (-1,)
-    flat, read = (_each(lambda a: a.reshape(view), tree) for tree in (own, arrays))
+    flat, read = (map_arrays(lambda a: a.reshape(view), tree) for tree in (own, arrays))
     lines = [f.reshape((-1, 1) if f.shape[-1] == 1 else (1, -1)) for f in factors]
     for start in range(0, size // columns, length):
 
@@ -131,9 +131,9 @@ def elementwise(
             return array[start : start + length]  # noqa: B023
 
         parts = tuple(piece(f) if f.shape[-1] == 1 else f for f in lines)
-        target = _each(piece, flat)
-        result = function(target, _each(piece, read), parts, start * columns)
-        _each(lambda old, new: old.copy_(new), target, result)
+        target = map_arrays(piece, flat)
+        result = function(target, map_arrays(piece, read), parts, start * columns)
+        map_arrays(lambda old, new: old.copy_(new), target, result)
     return own
 
 
@@ -149,7 +149,8 @@ def has_triton() -> bool:
     return bool(has_triton())
 
 
-def _each(change: Callable[..., Any], *trees: Any) -> Any:
+def map_arrays(change: Callable[..., Any], *trees: Any) -> Any:
+    """Return `change` of the arrays of nested tuples and dicts; `None` stays."""
     return keras.tree.map_structure(
         lambda *leaves: None if leaves[0] is None else change(*leaves), *trees
     )

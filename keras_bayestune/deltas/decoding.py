@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,9 @@ def decode(data: bytes) -> tuple[dict[str, VariableDelta], dict[str, Any]]:
     Raises:
         ValueError: Damaged, truncated, of another version, or inconsistent.
     """
-    document = _document(data)
+    document = document_of(data, _damaged)
+    if not isinstance(document, dict):
+        raise _damaged("its header is not an object")
     if document.get("format") != FORMAT:
         raise ValueError(
             f"This is not a delta file: its format is {document.get('format')!r}."
@@ -69,15 +72,7 @@ def decode(data: bytes) -> tuple[dict[str, VariableDelta], dict[str, Any]]:
             f"The delta file has format version {document.get('version')!r}; this "
             f"version of the library reads {VERSION}. Update keras_bayestune."
         )
-    claimed = document.get("sha256")
-    if not isinstance(claimed, str) or not re.fullmatch("[0-9a-f]{64}", claimed):
-        raise _damaged("it has no digest")
-    if digest(data, data.find(claimed.encode())) != claimed:
-        raise _damaged("its digest does not match its content")
-    try:
-        tensors = dict(safetensors.deserialize(data))
-    except safetensors.SafetensorError as error:
-        raise _damaged(str(error)) from error
+    tensors = checked_tensors(data, document, _damaged)
     metadata = document.get("metadata")
     if not isinstance(metadata, dict):
         raise _damaged("its metadata are not an object")
@@ -180,19 +175,36 @@ class _Reader:
         return self._array[self._position - count : self._position]
 
 
-def _document(data: bytes) -> dict[str, Any]:
-    """The JSON document in the header, as it is."""
+def document_of(data: bytes, damaged: Callable[[str], ValueError]) -> Any:
+    """The JSON document in the header, as it is.
+
+    Args:
+        data: A file that has its document where a delta has it.
+        damaged: Makes the error for a reason.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
-        raise _damaged("its header is longer than the file")
+        raise damaged("its header is longer than the file")
     try:
         header = json.loads(data[8 : 8 + length])
-        document = json.loads(header["__metadata__"][ENTRY])
+        return json.loads(header["__metadata__"][ENTRY])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(f"its header cannot be read ({type(error).__name__})") from error
-    if not isinstance(document, dict):
-        raise _damaged("its header is not an object")
-    return document
+        raise damaged(f"its header cannot be read ({type(error).__name__})") from error
+
+
+def checked_tensors(
+    data: bytes, document: dict[str, Any], damaged: Callable[[str], ValueError]
+) -> dict[str, Any]:
+    """The tensors by name, if the digest in the document holds; as `document_of`."""
+    claimed = document.get("sha256")
+    if not isinstance(claimed, str) or not re.fullmatch("[0-9a-f]{64}", claimed):
+        raise damaged("it has no digest")
+    if digest(data, data.find(claimed.encode())) != claimed:
+        raise damaged("its digest does not match its content")
+    try:
+        return dict(safetensors.deserialize(data))
+    except safetensors.SafetensorError as error:
+        raise damaged(str(error)) from error
 
 
 def _dtype(row: dict[str, Any], key: str) -> str:

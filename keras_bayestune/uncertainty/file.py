@@ -6,7 +6,6 @@ after another, and the document in the header which variables these are.
 """
 
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from keras_bayestune.deltas.file_format import ENTRY, NO_DIGEST, digest
 
 FORMAT = "keras_bayestune.posterior"
 VERSION = 1
-_MAX_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 
 
 def encode(posterior: Any) -> bytes:
@@ -68,15 +66,7 @@ def decode(data: bytes) -> dict[str, Any]:
         ValueError: Damaged, of another version or of another kind.
     """
     document = _document(data)
-    claimed = document.get("sha256")
-    if not isinstance(claimed, str) or not re.fullmatch("[0-9a-f]{64}", claimed):
-        raise _damaged("it has no digest")
-    if digest(data, data.find(claimed.encode())) != claimed:
-        raise _damaged("its digest does not match its content")
-    try:
-        tensors = dict(safetensors.deserialize(data))
-    except safetensors.SafetensorError as error:
-        raise _damaged(str(error)) from error
+    tensors = decoding.checked_tensors(data, document, _damaged)
     deltas, deviations = [], []
     for k, paths in enumerate(_paths(document)):
         if f"delta.{k}" not in tensors:
@@ -98,14 +88,7 @@ def decode(data: bytes) -> dict[str, Any]:
 
 
 def _document(data: bytes) -> dict[str, Any]:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > min(_MAX_HEADER, len(data) - 8):
-        raise _damaged("its header is longer than the file")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        document = json.loads(header["__metadata__"][ENTRY])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damaged(f"its header cannot be read ({type(error).__name__})") from error
+    document = decoding.document_of(data, _damaged)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(
             "This is not a posterior file: it was not written by `DeltaPosterior.save`."

@@ -160,7 +160,7 @@ def fine_tune(
     seed = check_seed(seed)
     batch_size = check_steps("batch_size", batch_size)
     steps_per_epoch = check_steps("steps_per_epoch", steps_per_epoch)
-    check_callbacks("stage_2_callbacks", stage_2_callbacks)
+    check_callbacks(stage_2_callbacks)
     if finetune_optimizer is not None:
         check_inner("finetune_optimizer", finetune_optimizer)
     _check_model(model, loss)

@@ -4,10 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_bayestune.callbacks import SparseMaskCallback
-from keras_bayestune.callbacks.stage_two_callbacks import refuse_swapping
+from keras_bayestune.callbacks.rehearsal import random_scores
+from keras_bayestune.callbacks.stage_two_callbacks import (
+    check_are_callbacks,
+    refuse_swapping,
+)
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.selectors import Random
 from keras_bayestune.selectors.batches import first_batch
@@ -17,37 +20,25 @@ from keras_bayestune.tasks import is_task
 
 def check_budget(model: keras.Model, exclude: Sequence[str], **budget: Any) -> None:
     """Select among random scores: what is wrong shows now and not after stage 1."""
-    scores = Random().scores(model, exclude=exclude)
-    largest = np.finfo("float32").max  # above every threshold
-    SparseMask.from_scores(
-        {
-            path: np.full_like(score, largest)
-            if budget["threshold"] is not None
-            else np.exp(8.0 * score)  # of many sizes, so that "auto" finds a knee
-            for path, score in scores.items()
-        },
-        **budget,
-    )
+    competing = Random().scores(model, exclude=exclude)
+    shapes = {path: score.shape for path, score in competing.items()}
+    SparseMask.from_scores(random_scores(shapes, budget["threshold"]), **budget)
 
 
-def check_callbacks(name: str, callbacks: Any) -> None:
+def check_callbacks(callbacks: Any) -> None:
     """Raise unless `callbacks` are Keras callbacks for one stage."""
     if not isinstance(callbacks, Sequence):
         raise TypeError(
-            f"`{name}` must be a list of Keras callbacks. Received: {callbacks!r}."
+            "`stage_2_callbacks` must be a list of Keras callbacks. Received: "
+            f"{callbacks!r}."
         )
-    for callback in callbacks:
-        if not isinstance(callback, keras.callbacks.Callback):
-            raise TypeError(
-                f"`{name}` must hold Keras callbacks such as "
-                f"keras.callbacks.EarlyStopping(patience=3). Received: {callback!r}."
-            )
-        if isinstance(callback, SparseMaskCallback):
-            raise ValueError(
-                f"`{name}` must not hold a SparseMaskCallback, which runs both stages "
-                "itself: call model.fit(..., callbacks=[callback]) in place of "
-                "fine_tune."
-            )
+    check_are_callbacks(callbacks)
+    if any(isinstance(callback, SparseMaskCallback) for callback in callbacks):
+        raise ValueError(
+            "`stage_2_callbacks` must not hold a SparseMaskCallback, which runs both "
+            "stages itself: call model.fit(..., callbacks=[callback]) in place of "
+            "fine_tune."
+        )
     refuse_swapping(callbacks)
 
 

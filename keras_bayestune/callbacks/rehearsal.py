@@ -1,5 +1,6 @@
 """The end of stage 1 tried before its first step, so that no hour is lost at it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -10,6 +11,18 @@ from keras_bayestune.callbacks.stage_one import make_mask, stage_one_optimizer
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.updates.replicas import strategy_scope
+
+
+def random_scores(
+    shapes: Mapping[str, tuple[int, ...]], threshold: float | None
+) -> dict[str, np.ndarray]:
+    """Return scores to select among: what fails is the budget, or the model."""
+    if threshold is not None:
+        largest = np.finfo("float32").max  # above every threshold
+        return {path: np.full(shape, largest) for path, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    # Of many sizes, so that "auto" finds a knee.
+    return {p: np.exp(8.0 * rng.random(s, "float32")) for p, s in shapes.items()}
 
 
 def rehearse(model: keras.Model, plan: Plan, per_layer: Any) -> None:
@@ -23,15 +36,8 @@ def rehearse(model: keras.Model, plan: Plan, per_layer: Any) -> None:
     if not optimizer.built:
         with strategy_scope(model):
             model.optimizer.build(model.trainable_variables)
-    rng = np.random.default_rng(0)
-    largest = np.finfo("float32").max  # above every threshold
-    scores = {
-        path: np.full(mean.shape, largest, "float32")
-        if plan.threshold is not None
-        # Of many sizes, so that "auto" finds a knee.
-        else np.exp(8.0 * rng.random(mean.shape, "float32"))
-        for path, mean in optimizer.running_means()
-    }
+    shapes = {path: tuple(mean.shape) for path, mean in optimizer.running_means()}
+    scores = random_scores(shapes, plan.threshold)
     mask: SparseMask = make_mask(model, scores, plan, per_layer)
     if plan.finetune_optimizer is not None:
         SparseOptimizer(plan.finetune_optimizer, mask)

@@ -233,8 +233,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
             beside.Last(self._beside, self._end_fit)
             if self.plan.finetune_optimizer is not None:
                 refuse_swapping(self._beside.callbacks)
-            if run.result is None and self.plan.finetune_optimizer is not None:
-                beside.warn_of_metrics(self._beside)
+                if run.result is None:
+                    beside.warn_of_metrics(self._beside)
 
     def _is_in_stage_two(self) -> bool:
         return isinstance(unscaled(self.model.optimizer), SparseOptimizer)

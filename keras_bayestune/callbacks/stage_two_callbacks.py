@@ -25,18 +25,12 @@ class StageTwoCallbacks:
     def __init__(self, callbacks: Iterable[keras.callbacks.Callback] = ()):
         """Check the callbacks."""
         self.callbacks = tuple(callbacks)
-        for callback in self.callbacks:
-            if not isinstance(callback, keras.callbacks.Callback):
-                raise TypeError(
-                    "`stage_2_callbacks` must hold Keras callbacks such as "
-                    "keras.callbacks.EarlyStopping(patience=3). Received: "
-                    f"{callback!r}."
-                )
-            if isinstance(callback, keras.callbacks.BackupAndRestore):
-                raise ValueError(
-                    "BackupAndRestore saves both stages: pass it to `fit`, beside "
-                    "SparseMaskCallback, and not in `stage_2_callbacks`."
-                )
+        check_are_callbacks(self.callbacks)
+        if any(isinstance(c, keras.callbacks.BackupAndRestore) for c in self.callbacks):
+            raise ValueError(
+                "BackupAndRestore saves both stages: pass it to `fit`, beside "
+                "SparseMaskCallback, and not in `stage_2_callbacks`."
+            )
         refuse_swapping(self.callbacks)
         self._has_begun = False
         self._is_in_epoch = False
@@ -74,6 +68,16 @@ class StageTwoCallbacks:
     def _call(self, hook: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, hook)(*arguments)
+
+
+def check_are_callbacks(callbacks: Iterable[Any]) -> None:
+    """Raise a TypeError for what is not a Keras callback."""
+    for callback in callbacks:
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise TypeError(
+                "`stage_2_callbacks` must hold Keras callbacks such as "
+                f"keras.callbacks.EarlyStopping(patience=3). Received: {callback!r}."
+            )
 
 
 def refuse_swapping(callbacks: Iterable[keras.callbacks.Callback]) -> None:

@@ -204,7 +204,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
 
     def trains(self, i: int) -> bool:
         """Return whether the mask holds any scalar of the `i`-th variable."""
-        return i in self._whole or self.selected_indices(i) is not None
+        return i in self._whole or any(i in v.weights for v in self._vectors)
 
     def selected_indices(self, i: int) -> np.ndarray | None:
         """Return the flat indices in the `i`-th variable if it trains in part."""

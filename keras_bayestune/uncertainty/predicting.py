@@ -11,6 +11,7 @@ from keras import ops, tree
 
 from keras_bayestune.deltas import DeltaSet, SparseDelta, swap
 from keras_bayestune.deltas.model_variables import pair_with_model
+from keras_bayestune.selectors.batches import take_rows
 
 
 def outputs_under(
@@ -89,8 +90,7 @@ class _Slices:
 
     def __iter__(self) -> Iterator[Any]:
         for start in range(0, self.rows, self.size):
-            part = slice(start, start + self.size)
-            yield tree.map_structure(lambda array, part=part: array[part], self.x)
+            yield take_rows(self.x, start, start + self.size)
 
 
 class _Inputs:

@@ -20,9 +20,10 @@ PLOTS = {
 
 @pytest.fixture(params=PLOTS)
 def draw(request):
-    """Draws the plot of this row; its figures are closed afterwards."""
+    """Draws the plot of this row; no figure is open before or afterwards."""
     import matplotlib.pyplot as plt
 
+    plt.close("all")
     yield lambda **arguments: getattr(kbt, request.param)(
         *PLOTS[request.param], **arguments
     )

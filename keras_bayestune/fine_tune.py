@@ -138,21 +138,21 @@ def fine_tune(
             data does not fit model, loss and metrics; before anything changes.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
-    >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
-    >>> result = fine_tune(
-    ...     model,
-    ...     (x, y),
-    ...     fraction=0.1,
-    ...     loss="mse",
-    ...     selection_epochs=3,
-    ...     finetune_epochs=2,
-    ...     batch_size=4,
-    ...     verbose=0,
-    ... )
-    >>> result.mask.count
-    4
-    >>> result.delta.save("task.safetensors")
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
+        >>> result = fine_tune(
+        ...     model,
+        ...     (x, y),
+        ...     fraction=0.1,
+        ...     loss="mse",
+        ...     selection_epochs=3,
+        ...     finetune_epochs=2,
+        ...     batch_size=4,
+        ...     verbose=0,
+        ... )
+        >>> result.mask.count
+        4
+        >>> result.delta.save("task.safetensors")
     """
     if fraction is None and threshold is None:
         fraction = 0.005

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+import re
 import types
 
 import keras
@@ -91,6 +92,14 @@ def test_no_example_escapes(root):
     files = (root / "keras_bayestune").rglob("*.py")
     written = sum(file.read_text(encoding="utf-8").count(">>> ") for file in files)
     assert sum(len(test.examples) for test in TESTS.values()) == written
+
+
+def test_examples_are_indented_under_their_heading(root):
+    """Else a renderer of docstrings sees a heading without a text, and loose lines."""
+    loose = re.compile(r"^( *)(Args|Returns|Raises|Examples?):\n+\1\S", re.M)
+    files = (root / "keras_bayestune").rglob("*.py")
+    found = {file.name: loose.findall(file.read_text("utf-8")) for file in files}
+    assert not {name: blocks for name, blocks in found.items() if blocks}
 
 
 def test_a_wrong_example_fails():

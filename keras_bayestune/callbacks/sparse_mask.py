@@ -96,20 +96,20 @@ class SparseMaskCallback(keras.callbacks.Callback):
             the first step.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
-    >>> optimizer = BayesTuneSGLD(1e-3, warmup_steps=2, burn_in_steps=4, thinning=1)
-    >>> model.compile(optimizer, loss="mse")
-    >>> select = SparseMaskCallback(
-    ...     fraction=0.1,
-    ...     selection_epochs=1,
-    ...     finetune_optimizer=keras.optimizers.Adam(1e-2),
-    ... )
-    >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
-    >>> history = model.fit(
-    ...     x, y, batch_size=4, epochs=3, callbacks=[select], verbose=0
-    ... )
-    >>> select.mask.count
-    4
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
+        >>> optimizer = BayesTuneSGLD(1e-3, warmup_steps=2, burn_in_steps=4, thinning=1)
+        >>> model.compile(optimizer, loss="mse")
+        >>> select = SparseMaskCallback(
+        ...     fraction=0.1,
+        ...     selection_epochs=1,
+        ...     finetune_optimizer=keras.optimizers.Adam(1e-2),
+        ... )
+        >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
+        >>> history = model.fit(
+        ...     x, y, batch_size=4, epochs=3, callbacks=[select], verbose=0
+        ... )
+        >>> select.mask.count
+        4
     """
 
     def __init__(

@@ -116,19 +116,19 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             variable, a pattern of `exclude` matches nothing, or no variable is left.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
-    >>> model.compile(
-    ...     optimizer=BayesTuneSGLD(
-    ...         learning_rate=1e-3, warmup_steps=4, burn_in_steps=8, thinning=2, seed=0
-    ...     ),
-    ...     loss="mse",
-    ... )
-    >>> select = SparseMaskCallback(fraction=0.5)
-    >>> x, y = np.random.rand(32, 4), np.random.rand(32)
-    >>> history = model.fit(x, y, batch_size=2, callbacks=[select], verbose=0)
-    >>> model.optimizer.num_samples
-    4
-    >>> scales = model.optimizer.posterior_scales()
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        >>> model.compile(
+        ...     optimizer=BayesTuneSGLD(
+        ...         1e-3, warmup_steps=4, burn_in_steps=8, thinning=2, seed=0
+        ...     ),
+        ...     loss="mse",
+        ... )
+        >>> select = SparseMaskCallback(fraction=0.5)
+        >>> x, y = np.random.rand(32, 4), np.random.rand(32)
+        >>> history = model.fit(x, y, batch_size=2, callbacks=[select], verbose=0)
+        >>> model.optimizer.num_samples
+        4
+        >>> scales = model.optimizer.posterior_scales()
     """
 
     def __init__(

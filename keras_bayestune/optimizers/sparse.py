@@ -69,15 +69,16 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             mask belongs to another model.
 
     Example:
-    >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), keras.layers.Dense(3, name="dense")]
-    ... )
-    >>> mask = SparseMask.from_scores(
-    ...     {v.path: np.random.rand(*v.shape) for v in model.trainable_variables},
-    ...     fraction=0.2,
-    ... )
-    >>> model.compile(SparseOptimizer(keras.optimizers.Adam(1e-2), mask), loss="mse")
-    >>> history = model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3, name="dense")]
+        ... )
+        >>> mask = SparseMask.from_scores(
+        ...     {v.path: np.random.rand(*v.shape) for v in model.trainable_variables},
+        ...     fraction=0.2,
+        ... )
+        >>> adam = keras.optimizers.Adam(1e-2)
+        >>> model.compile(SparseOptimizer(adam, mask), loss="mse")
+        >>> history = model.fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
     """
 
     built: bool

@@ -50,10 +50,10 @@ class LaplacePrior(keras.Regularizer):
         ValueError: if an argument is not a finite number above 0.
 
     Example:
-    >>> prior = LaplacePrior(alpha=0.5, beta=100.0)
-    >>> float(prior.scale_mean(0.04))  # sqrt(0.04 / 100)
-    0.019999...
-    >>> dense = keras.layers.Dense(4, kernel_regularizer=LaplacePrior())
+        >>> prior = LaplacePrior(alpha=0.5, beta=100.0)
+        >>> float(prior.scale_mean(0.04))  # sqrt(0.04 / 100)
+        0.019999...
+        >>> dense = keras.layers.Dense(4, kernel_regularizer=LaplacePrior())
     """
 
     def __init__(

@@ -46,17 +46,17 @@ class WithPrior(keras.layers.Wrapper):
             `LaplacePrior` nor `None`.
 
     Example:
-    >>> prior = LaplacePrior(alpha=0.01, beta=100.0)
-    >>> model = keras.Sequential(
-    ...     [
-    ...         keras.Input((8,)),
-    ...         prior.wrap(keras.layers.Dense(16, name="features")),
-    ...         keras.layers.Dense(2, name="head"),
-    ...     ]
-    ... )
-    >>> from keras_bayestune.priors import prior_of
-    >>> prior_of(model.trainable_variables[0]) == prior
-    True
+        >>> prior = LaplacePrior(alpha=0.01, beta=100.0)
+        >>> model = keras.Sequential(
+        ...     [
+        ...         keras.Input((8,)),
+        ...         prior.wrap(keras.layers.Dense(16, name="features")),
+        ...         keras.layers.Dense(2, name="head"),
+        ...     ]
+        ... )
+        >>> from keras_bayestune.priors import prior_of
+        >>> prior_of(model.trainable_variables[0]) == prior
+        True
     """
 
     trainable = _of_the_layer("trainable")

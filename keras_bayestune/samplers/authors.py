@@ -38,8 +38,8 @@ class Authors(Sampler):
         ValueError: if `scale_learning_rate` is not a finite number above 0.
 
     Example:
-    >>> sampler = Authors(scale_learning_rate=0.01)
-    >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
+        >>> sampler = Authors(scale_learning_rate=0.01)
+        >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
     """
 
     num_noises = 2

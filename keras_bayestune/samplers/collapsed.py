@@ -41,7 +41,7 @@ class Collapsed(Sampler):
         noise: Unit noise; `Rademacher()`, or `Gaussian()`.
 
     Example:
-    >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=Collapsed())
+        >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=Collapsed())
     """
 
     auto_noise_scale = 0.1

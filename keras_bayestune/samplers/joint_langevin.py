@@ -38,8 +38,8 @@ class JointLangevin(Sampler):
         ValueError: if `scale_step_size` is not a finite number above 0.
 
     Example:
-    >>> sampler = JointLangevin(scale_step_size=0.02)
-    >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
+        >>> sampler = JointLangevin(scale_step_size=0.02)
+        >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
     """
 
     num_noises = 2

@@ -57,8 +57,8 @@ class PartiallyAdaptiveMetric(ScalarMetric):
         ValueError: if an argument is out of range.
 
     Example:
-    >>> from keras_bayestune.samplers import PartiallyAdaptiveMetric
-    >>> sampler = Collapsed(metric=PartiallyAdaptiveMetric(exponent=0.4))
+        >>> from keras_bayestune.samplers import PartiallyAdaptiveMetric
+        >>> sampler = Collapsed(metric=PartiallyAdaptiveMetric(exponent=0.4))
     """
 
     def __init__(self, exponent: float = 0.375, floor: float = 0.01):

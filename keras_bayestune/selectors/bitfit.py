@@ -27,10 +27,10 @@ class BitFit(Selector):
         ValueError: when scoring, if no variable matches `pattern`.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> scores = BitFit().scores(model)
-    >>> [float(score.mean()) for score in scores.values()]  # kernel, bias
-    [0.0, 1.0]
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> scores = BitFit().scores(model)
+        >>> [float(score.mean()) for score in scores.values()]  # kernel, bias
+        [0.0, 1.0]
     """
 
     def __init__(self, pattern: str = r"(^|/)(bias|beta)$"):

@@ -41,11 +41,11 @@ class Fisher(Selector):
         ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> scores = Fisher().scores(model, data, loss="mse")
-    >>> all(np.all(score >= 0) for score in scores.values())
-    True
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> scores = Fisher().scores(model, data, loss="mse")
+        >>> all(np.all(score >= 0) for score in scores.values())
+        True
     """
 
     def __init__(

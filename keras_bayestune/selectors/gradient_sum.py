@@ -40,11 +40,11 @@ class GradientSum(Selector):
         ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> scores = GradientSum().scores(model, data, loss="mse", batch_size=4)
-    >>> all(np.all(score >= 0) for score in scores.values())
-    True
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> scores = GradientSum().scores(model, data, loss="mse", batch_size=4)
+        >>> all(np.all(score >= 0) for score in scores.values())
+        True
     """
 
     def __init__(self, steps: int | None = None, head_steps: int = 0):

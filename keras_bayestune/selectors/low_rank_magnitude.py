@@ -36,10 +36,10 @@ class LowRankMagnitude(Selector):
         ValueError: if `rank` is not an integer >= 1.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> scores = LowRankMagnitude(rank=2).scores(model)
-    >>> [score.shape for score in scores.values()]
-    [(4, 3), (3,)]
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> scores = LowRankMagnitude(rank=2).scores(model)
+        >>> [score.shape for score in scores.values()]
+        [(4, 3), (3,)]
     """
 
     def __init__(self, rank: int = 128):

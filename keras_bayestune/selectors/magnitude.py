@@ -20,12 +20,12 @@ class Magnitude(Selector):
     data; 4 bytes per scalar.
 
     Example:
-    >>> model = keras.Sequential(
-    ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
-    ... )
-    >>> model.set_weights([np.array([[0.5], [-2.0]])])
-    >>> [score.tolist() for score in Magnitude().scores(model).values()]
-    [[[0.5], [2.0]]]
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
+        ... )
+        >>> model.set_weights([np.array([[0.5], [-2.0]])])
+        >>> [score.tolist() for score in Magnitude().scores(model).values()]
+        [[[0.5], [2.0]]]
     """
 
     def compute(

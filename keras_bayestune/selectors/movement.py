@@ -35,12 +35,12 @@ class Movement(Selector):
         ValueError: if not exactly one of `epochs` and `steps` is given, >= 1.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> selector = Movement(keras.optimizers.SGD(0.1), epochs=2)
-    >>> scores = selector.scores(model, data, loss="mse", batch_size=4)
-    >>> all(np.any(score > 0) for score in scores.values())
-    True
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> selector = Movement(keras.optimizers.SGD(0.1), epochs=2)
+        >>> scores = selector.scores(model, data, loss="mse", batch_size=4)
+        >>> all(np.any(score > 0) for score in scores.values())
+        True
     """
 
     def __init__(

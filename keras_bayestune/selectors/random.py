@@ -30,10 +30,10 @@ class Random(Selector):
         ValueError: if `seed` is no such number.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> scores = Random(seed=1).scores(model)
-    >>> all(np.all((0 <= s) & (s < 1)) for s in scores.values())
-    True
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> scores = Random(seed=1).scores(model)
+        >>> all(np.all((0 <= s) & (s < 1)) for s in scores.values())
+        True
     """
 
     def __init__(self, seed: int = 0):

@@ -51,15 +51,16 @@ class ScaleSelector(Selector):
             scoring, if the planned updates end before the first posterior sample.
 
     Example:
-    >>> from keras_bayestune import BayesTuneSGLD
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> selector = ScaleSelector(
-    ...     BayesTuneSGLD(1e-3, warmup_steps=4, burn_in_steps=8, thinning=2), steps=16
-    ... )
-    >>> scores = selector.scores(model, data, loss="mse", batch_size=4)
-    >>> all(np.all(score > 0) for score in scores.values())
-    True
+        >>> from keras_bayestune import BayesTuneSGLD
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> selector = ScaleSelector(
+        ...     BayesTuneSGLD(1e-3, warmup_steps=4, burn_in_steps=8, thinning=2),
+        ...     steps=16,
+        ... )
+        >>> scores = selector.scores(model, data, loss="mse", batch_size=4)
+        >>> all(np.all(score > 0) for score in scores.values())
+        True
     """
 
     def __init__(

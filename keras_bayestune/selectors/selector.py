@@ -29,15 +29,15 @@ class Selector(abc.ABC):
     gets its weights back.
 
     Example:
-    >>> class SmallMagnitude(Selector):
-    ...     def compute(self, variables, training):
-    ...         return [-np.abs(v.numpy()) for v in variables]
-    >>> model = keras.Sequential(
-    ...     [keras.Input((4,)), keras.layers.Dense(3, use_bias=False)]
-    ... )
-    >>> scores = SmallMagnitude().scores(model)
-    >>> [score.shape for score in scores.values()]
-    [(4, 3)]
+        >>> class SmallMagnitude(Selector):
+        ...     def compute(self, variables, training):
+        ...         return [-np.abs(v.numpy()) for v in variables]
+        >>> model = keras.Sequential(
+        ...     [keras.Input((4,)), keras.layers.Dense(3, use_bias=False)]
+        ... )
+        >>> scores = SmallMagnitude().scores(model)
+        >>> [score.shape for score in scores.values()]
+        [(4, 3)]
     """
 
     def scores(

@@ -21,12 +21,12 @@ class SmallMagnitude(Selector):
     scalar.
 
     Example:
-    >>> model = keras.Sequential(
-    ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
-    ... )
-    >>> model.set_weights([np.array([[0.5], [-2.0]])])
-    >>> [score.tolist() for score in SmallMagnitude().scores(model).values()]
-    [[[-0.5], [-2.0]]]
+        >>> model = keras.Sequential(
+        ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
+        ... )
+        >>> model.set_weights([np.array([[0.5], [-2.0]])])
+        >>> [score.tolist() for score in SmallMagnitude().scores(model).values()]
+        [[[-0.5], [-2.0]]]
     """
 
     def compute(

@@ -37,11 +37,11 @@ class SNIP(Selector):
         ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
     Example:
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> scores = SNIP().scores(model, data, loss="mse", batch_size=4)
-    >>> [bool(np.any(score > 0)) for score in scores.values()]  # kernel, bias of 0
-    [True, False]
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> scores = SNIP().scores(model, data, loss="mse", batch_size=4)
+        >>> [bool(np.any(score > 0)) for score in scores.values()]  # kernel, bias of 0
+        [True, False]
     """
 
     def __init__(self, steps: int | None = None, head_steps: int = 0):

@@ -25,7 +25,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         FileNotFoundError: The folder of `path` does not exist.
         IsADirectoryError: `path` is a folder.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> write_atomic(folder / "mask.bin", b"abc")
@@ -62,7 +62,7 @@ def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[pathli
         FileNotFoundError: The folder of `path` does not exist.
         IsADirectoryError: `path` is a folder, and not an empty one.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> with replacing(folder / "notes.txt", suffix=".txt") as temporary:

@@ -137,7 +137,7 @@ def fine_tune(
             there is no `loss`, if stage 1 is too short, or if the first batch of the
             data does not fit model, loss and metrics; before anything changes.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
         >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
         >>> result = fine_tune(

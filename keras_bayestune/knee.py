@@ -32,7 +32,7 @@ def sorted_curve(
         Two float64 arrays: `proportions`, ascending, each the share of scalars that
         come no later in the order, and `values`, descending: the last of these scores.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.knee import sorted_curve
         >>> proportions, values = sorted_curve({"a": np.array([1.0, 8.0, 2.0, 4.0])})
@@ -78,7 +78,7 @@ def find_knees(
         ValueError: Fewer than three points of the curve are above 0, or those are
             all equal.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.knee import find_knees
         >>> scores = np.full(10_000, 1e-4)

@@ -93,7 +93,7 @@ def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
         ValueError: No rule covers every saved path, or a match is ambiguous. The
             message lists what is missing, extra or of another shape.
 
-    Example:
+    Examples:
         >>> match_paths(
         ...     {"dense_5/kernel": (4, 3), "dense_7/kernel": (3, 2)},
         ...     {"dense/kernel": (4, 3), "dense_1/kernel": (3, 2)},

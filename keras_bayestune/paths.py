@@ -17,7 +17,7 @@ def variable_paths(variables: Iterable[keras.Variable]) -> list[str]:
     Args:
         variables: Variables of one model.
 
-    Example:
+    Examples:
         >>> import keras
         >>> towers = [keras.layers.Dense(2, name="fc1") for _ in range(2)]
         >>> for layer in towers:

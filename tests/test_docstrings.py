@@ -94,12 +94,14 @@ def test_no_example_escapes(root):
     assert sum(len(test.examples) for test in TESTS.values()) == written
 
 
-def test_examples_are_indented_under_their_heading(root):
-    """Else a renderer of docstrings sees a heading without a text, and loose lines."""
-    loose = re.compile(r"^( *)(Args|Returns|Raises|Examples?):\n+\1\S", re.M)
+def test_sections_have_the_headings_that_renderers_know(root):
+    """As Google's guide names them, with every text indented under its heading."""
+    wrong = re.compile(
+        r"^ *Example:$|^( *)(?:Args|Returns|Raises|Examples):\n+\1\S", re.M
+    )
     files = (root / "keras_bayestune").rglob("*.py")
-    found = {file.name: loose.findall(file.read_text("utf-8")) for file in files}
-    assert not {name: blocks for name, blocks in found.items() if blocks}
+    found = {file.name: wrong.search(file.read_text("utf-8")) for file in files}
+    assert not {name: match[0] for name, match in found.items() if match}
 
 
 def test_a_wrong_example_fails():

@@ -95,7 +95,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             model, or if the state in `backup_dir` is damaged or of another run; before
             the first step.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8)])
         >>> optimizer = BayesTuneSGLD(1e-3, warmup_steps=2, burn_in_steps=4, thinning=1)
         >>> model.compile(optimizer, loss="mse")

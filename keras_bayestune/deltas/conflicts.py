@@ -58,7 +58,7 @@ def conflicts(deltas: Mapping[str, SparseDelta]) -> Conflicts:
     Raises:
         ValueError: No deltas, different bases, or unknown base values.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta, conflicts
         >>> def model(bias):

@@ -31,7 +31,7 @@ def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
     Raises:
         ValueError: `drop_rate` out of range, or unknown base values.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from keras_bayestune.deltas import SparseDelta, dare
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(100)])

@@ -46,7 +46,7 @@ class SparseDelta:
         variables: What is stored of each floating variable of the model, by path.
         metadata: Anything that JSON holds: task, metrics, selector, sampler.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta
         >>> from keras_bayestune.masks import SparseMask
@@ -166,7 +166,7 @@ class SparseDelta:
             ValueError: Different architectures or dtypes, an unknown path in
                 `always`, a file that is not `.keras`, or `fraction` out of range.
 
-        Example:
+        Examples:
             >>> import keras
             >>> from keras_bayestune.deltas import SparseDelta
             >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
@@ -226,7 +226,7 @@ class SparseDelta:
         Raises:
             ValueError: An unknown dtype, or a value beyond its range.
 
-        Example:
+        Examples:
             >>> import keras, numpy as np
             >>> from keras_bayestune.deltas import SparseDelta
             >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

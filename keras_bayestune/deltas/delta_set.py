@@ -37,7 +37,7 @@ class DeltaSet:
     Raises:
         ValueError: The model is quantised or has no weights.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from keras_bayestune.deltas import DeltaSet, SparseDelta
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])

@@ -35,7 +35,7 @@ def save_merged(
             `LaplacePrior` as regularizer.
         ImportError: KerasHub is missing: `pip install keras-hub`.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from keras_bayestune.deltas import SparseDelta, save_merged
         >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])

@@ -87,7 +87,7 @@ def base_values(model: keras.Model) -> dict[str, np.ndarray]:
     Raises:
         ValueError: The model is not built or is quantised.
 
-    Example:
+    Examples:
         >>> import keras
         >>> from keras_bayestune.deltas import base_values
         >>> inputs = keras.Input((2,))

@@ -49,7 +49,7 @@ class QuantizedBase:
         TypeError: `model` is no Keras model, or `mask` no `SparseMask`.
         ValueError: The model is quantised already, or the mask is another model's.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune import SparseMask, SparseOptimizer
         >>> from keras_bayestune.deltas import QuantizedBase

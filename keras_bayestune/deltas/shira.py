@@ -58,7 +58,7 @@ def save_shira(
             (`delta.without(paths)` takes it out), a kernel cannot be a matrix, or base
             values are unknown.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta
         >>> from keras_bayestune.deltas.shira import TorchLinear, load_shira, save_shira

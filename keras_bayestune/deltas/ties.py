@@ -41,7 +41,7 @@ def ties(
     Raises:
         ValueError: `density` out of range; else as `weighted_sum`.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta, ties
         >>> def model(bias):

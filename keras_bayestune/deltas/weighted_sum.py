@@ -36,7 +36,7 @@ def weighted_sum(
         ValueError: No deltas, a weight too few or not finite, different bases,
             unknown base values, or differing whole variables.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta, weighted_sum
         >>> def model(bias):
@@ -88,7 +88,7 @@ def weighted_mean(
     Raises:
         ValueError: A negative weight, or all are 0; else as `weighted_sum`.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> from keras_bayestune.deltas import SparseDelta, weighted_mean
         >>> def model(bias):

@@ -32,7 +32,7 @@ def negative_log_likelihood(
         ValueError: Other shapes, labels that are no class, rows that are no
             probabilities.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.diagnostics import negative_log_likelihood
         >>> round(negative_log_likelihood([[0.5, 0.5], [0.1, 0.9]], [0, 1]), 4)
         0.3993
@@ -80,7 +80,7 @@ def reliability(
         ValueError: Other shapes, labels that are no class, rows that are no
             probabilities, fewer than one bin.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.diagnostics import reliability
         >>> found = reliability([[0.7, 0.3], [0.9, 0.1]], [0, 1], bins=2)
         >>> found.counts.tolist(), found.accuracy.tolist()
@@ -125,7 +125,7 @@ def expected_calibration_error(
         TypeError: As `reliability`.
         ValueError: As `reliability`.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.diagnostics import expected_calibration_error
         >>> probabilities = [[0.75, 0.25]] * 4
         >>> expected_calibration_error(probabilities, [0, 0, 0, 1])
@@ -156,7 +156,7 @@ def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
         ValueError: Other shapes, labels that are no class, rows that are no
             probabilities.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.diagnostics import brier_score
         >>> brier_score([[0.5, 0.5], [0.0, 1.0]], [0, 1])
         0.25

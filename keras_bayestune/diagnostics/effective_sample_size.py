@@ -43,7 +43,7 @@ def effective_sample_size(chain: npt.ArrayLike) -> np.float64 | np.ndarray:
         ValueError: Another number of axes, fewer than 10 draws, no chain, or a draw
             that is not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.diagnostics import effective_sample_size
         >>> noise = np.random.default_rng(0).normal(size=4000)

@@ -27,7 +27,7 @@ def overlap_matrix(masks: Sequence[SparseMask]) -> np.ndarray:
     Raises:
         ValueError: No mask, masks of different models, or one that chooses nothing.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.diagnostics import overlap_matrix
         >>> chosen, shapes = ([0, 1], [1, 2]), {"k": (4,)}
@@ -54,7 +54,7 @@ def selection_frequency(masks: Sequence[SparseMask]) -> dict[str, np.ndarray]:
     Raises:
         ValueError: No mask, or masks with other paths or shapes.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.diagnostics import selection_frequency
         >>> chosen, shapes = ([0, 1], [1, 2]), {"k": (3,)}
@@ -115,7 +115,7 @@ def selection_probability(
     Raises:
         ValueError: Paths or shapes that differ, `samples` or `fraction` out of range.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.diagnostics import selection_probability
         >>> means = {"k": np.array([1.0, 2.0, 4.0, 3.0])}
         >>> moments = {"k": means["k"] ** 2 + 1.0}  # each has variance 1

@@ -44,7 +44,7 @@ class SparseMask:
         ValueError: Positions out of range, unsorted or repeated; paths that differ
             between the arguments; a variable of `always` that is not whole.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune import SparseMask
         >>> scores = {"dense/kernel": np.array([[0.1, 0.9], [0.7, 0.2]])}
@@ -137,7 +137,7 @@ class SparseMask:
                 scores; nothing chosen; all scores equal; an unknown path or a regex
                 that matches nothing in `always` or `per_layer`.
 
-        Example:
+        Examples:
             >>> import numpy as np
             >>> from keras_bayestune import SparseMask
             >>> scores = {"a/kernel": np.arange(6.0), "b/kernel": np.arange(4.0)}
@@ -161,7 +161,7 @@ class SparseMask:
         Raises:
             ValueError: The mask is for another model, or the match is ambiguous.
 
-        Example:
+        Examples:
             >>> import keras, numpy as np
             >>> from keras_bayestune import SparseMask
             >>> mask = SparseMask({"logits/kernel": [0, 5]}, {"logits/kernel": (3, 2)})
@@ -222,7 +222,7 @@ class SparseMask:
             ValueError: The masks belong to different models, or one of them has no
                 chosen scalar among those that competed in both.
 
-        Example:
+        Examples:
             >>> from keras_bayestune import SparseMask
             >>> one = SparseMask({"kernel": [0, 1, 2]}, {"kernel": (4,)})
             >>> two = SparseMask({"kernel": [2, 3]}, {"kernel": (4,)})
@@ -242,7 +242,7 @@ class SparseMask:
             file: Where to print; standard output if None. A terminal gets a coloured
                 table, anything else plain text.
 
-        Example:
+        Examples:
             >>> from keras_bayestune import SparseMask
             >>> mask = SparseMask({"a/kernel": [0], "b/bias": []},
             ...                   {"a/kernel": (2, 2), "b/bias": (4,)})
@@ -260,7 +260,7 @@ class SparseMask:
         Args:
             path: Where to write; an existing file is replaced.
 
-        Example:
+        Examples:
             >>> from keras_bayestune import SparseMask
             >>> mask = SparseMask({"kernel": [0, 5]}, {"kernel": (3, 2)})
             >>> mask.save("mask.safetensors")

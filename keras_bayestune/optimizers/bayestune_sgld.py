@@ -115,7 +115,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         ValueError: if an argument is out of range; at build, if there is no trainable
             variable, a pattern of `exclude` matches nothing, or no variable is left.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
         >>> model.compile(
         ...     optimizer=BayesTuneSGLD(

@@ -68,7 +68,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         ValueError: if `inner` is built already or scales the loss; at build, if the
             mask belongs to another model.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential(
         ...     [keras.Input((4,)), keras.layers.Dense(3, name="dense")]
         ... )

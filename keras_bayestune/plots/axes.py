@@ -19,7 +19,7 @@ def new_axes(width: float, height: float) -> "Axes":
     Raises:
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> from keras_bayestune.plots.axes import new_axes
         >>> axes = new_axes(6, 4)

@@ -36,7 +36,7 @@ def error_curves(errors: Errors) -> dict[str, ErrorCurve]:
         ValueError: No method, a method without a share, a share out of range, no run,
             or an error that is not finite.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.plots.error_vs_sparsity import error_curves
         >>> curve = error_curves({"random": {0.02: [4.0, 6.0], 0.005: [8.0, 8.0]}})
         >>> curve["random"].mean.tolist(), curve["random"].standard_error.tolist()
@@ -90,7 +90,7 @@ def plot_error_vs_sparsity(errors: Errors, *, ax: "Axes | None" = None) -> "Axes
             or an error that is not finite.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> from keras_bayestune import plot_error_vs_sparsity
         >>> axes = plot_error_vs_sparsity(

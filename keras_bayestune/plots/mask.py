@@ -55,7 +55,7 @@ def mask_shares(mask: SparseMask, most_layers: int = _MOST_LAYERS) -> MaskShares
         TypeError: `mask` is not a `SparseMask`.
         ValueError: `most_layers` is below 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.plots.mask import mask_shares
@@ -122,7 +122,7 @@ def plot_mask(mask: SparseMask, *, ax: "Axes | None" = None) -> "Axes":
         TypeError: `mask` is not a `SparseMask`.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> import numpy as np
         >>> from keras_bayestune import SparseMask, plot_mask

@@ -42,7 +42,7 @@ def plot_reliability(
             probabilities, fewer than one bin.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> from keras_bayestune import plot_reliability
         >>> axes = plot_reliability([[0.75, 0.25]] * 4, [0, 0, 0, 1])

@@ -58,7 +58,7 @@ def scale_curve(
         ValueError: A score is NaN or infinite, there are none, or the mask is of
             another model.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.plots.scales import scale_curve
         >>> curve = scale_curve({"kernel": np.array([1.0, 8.0, 2.0, 4.0])})
@@ -134,7 +134,7 @@ def plot_scales(
             model, or `log=True` with no score above 0.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> import numpy as np
         >>> from keras_bayestune import plot_scales

@@ -39,7 +39,7 @@ def trace_statistics(trace: npt.ArrayLike) -> TraceStatistics:
         TypeError: The samples are not real numbers.
         ValueError: Not two axes, no sample, no scalar, or a sample that is not finite.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.plots.trace import trace_statistics
         >>> trace_statistics([[1.0], [3.0], [5.0]]).running_mean.ravel().tolist()
         [1.0, 2.0, 3.0]
@@ -91,7 +91,7 @@ def plot_trace(trace: npt.ArrayLike, *, ax: "Axes | None" = None) -> "Axes":
         ValueError: Not two axes, no sample, no scalar, or a sample that is not finite.
         ImportError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import matplotlib.pyplot as plt
         >>> import numpy as np
         >>> from keras_bayestune import plot_trace

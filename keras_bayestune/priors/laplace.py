@@ -49,7 +49,7 @@ class LaplacePrior(keras.Regularizer):
     Raises:
         ValueError: if an argument is not a finite number above 0.
 
-    Example:
+    Examples:
         >>> prior = LaplacePrior(alpha=0.5, beta=100.0)
         >>> float(prior.scale_mean(0.04))  # sqrt(0.04 / 100)
         0.019999...

@@ -45,7 +45,7 @@ class WithPrior(keras.layers.Wrapper):
         TypeError: if `layer` is not a Keras layer, or `prior` is neither a
             `LaplacePrior` nor `None`.
 
-    Example:
+    Examples:
         >>> prior = LaplacePrior(alpha=0.01, beta=100.0)
         >>> model = keras.Sequential(
         ...     [

@@ -37,7 +37,7 @@ class Authors(Sampler):
     Raises:
         ValueError: if `scale_learning_rate` is not a finite number above 0.
 
-    Example:
+    Examples:
         >>> sampler = Authors(scale_learning_rate=0.01)
         >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
     """

@@ -40,7 +40,7 @@ class Collapsed(Sampler):
         metric: Turns the learning rate into h; `PartiallyAdaptiveMetric()`.
         noise: Unit noise; `Rademacher()`, or `Gaussian()`.
 
-    Example:
+    Examples:
         >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=Collapsed())
     """
 

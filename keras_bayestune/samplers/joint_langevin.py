@@ -37,7 +37,7 @@ class JointLangevin(Sampler):
     Raises:
         ValueError: if `scale_step_size` is not a finite number above 0.
 
-    Example:
+    Examples:
         >>> sampler = JointLangevin(scale_step_size=0.02)
         >>> optimizer = BayesTuneSGLD(learning_rate=1e-4, sampler=sampler)
     """

@@ -56,7 +56,7 @@ class PartiallyAdaptiveMetric(ScalarMetric):
     Raises:
         ValueError: if an argument is out of range.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.samplers import PartiallyAdaptiveMetric
         >>> sampler = Collapsed(metric=PartiallyAdaptiveMetric(exponent=0.4))
     """

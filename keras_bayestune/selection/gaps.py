@@ -22,7 +22,7 @@ def encode_gaps(indices: np.ndarray) -> tuple[bytes, int]:
     Returns:
         The codes and their width in bytes.
 
-    Example:
+    Examples:
         >>> codes, width = encode_gaps(np.array([3, 4, 605]))
         >>> list(codes), width
         ([3, 0, 255, 255, 90], 1)
@@ -54,7 +54,7 @@ def decode_gaps(codes: bytes, width: int) -> np.ndarray:
         ValueError: `codes` is not a whole number of codes, ends within an escape, or
             `width` is not 1, 2 or 4.
 
-    Example:
+    Examples:
         >>> decode_gaps(bytes([3, 0, 255, 255, 90]), width=1).tolist()
         [3, 4, 605]
     """

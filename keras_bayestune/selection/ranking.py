@@ -53,7 +53,7 @@ class Ranking:
         TypeError: `scores` is something else, or an array is not of a float type.
         ValueError: a score is NaN or infinite, or there are none.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.selection import Ranking
         >>> ranking = Ranking({"a": np.array([0.1, 0.9]), "b": np.array([0.5])})
@@ -244,7 +244,7 @@ def top_k(scores: Scores, k: int) -> dict[str, np.ndarray]:
     Returns:
         `{path: sorted flat indices}`, exactly `k` in all, every path present.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from keras_bayestune.selection import top_k
         >>> chosen = top_k({"a": np.array([0.1, 0.9, 0.5]), "b": np.array([0.5])}, k=2)

@@ -26,7 +26,7 @@ class BitFit(Selector):
     Raises:
         ValueError: when scoring, if no variable matches `pattern`.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> scores = BitFit().scores(model)
         >>> [float(score.mean()) for score in scores.values()]  # kernel, bias

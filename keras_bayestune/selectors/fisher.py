@@ -40,7 +40,7 @@ class Fisher(Selector):
     Raises:
         ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
         >>> scores = Fisher().scores(model, data, loss="mse")

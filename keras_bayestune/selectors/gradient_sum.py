@@ -39,7 +39,7 @@ class GradientSum(Selector):
     Raises:
         ValueError: if `steps` is not an integer >= 1, or `head_steps` not one >= 0.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
         >>> scores = GradientSum().scores(model, data, loss="mse", batch_size=4)

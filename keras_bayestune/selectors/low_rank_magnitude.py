@@ -35,7 +35,7 @@ class LowRankMagnitude(Selector):
     Raises:
         ValueError: if `rank` is not an integer >= 1.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> scores = LowRankMagnitude(rank=2).scores(model)
         >>> [score.shape for score in scores.values()]

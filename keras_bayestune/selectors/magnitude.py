@@ -19,7 +19,7 @@ class Magnitude(Selector):
     "MagPruning" of Fu et al., AAAI 2023. Blind to the task. Cost: no pass over the
     data; 4 bytes per scalar.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential(
         ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
         ... )

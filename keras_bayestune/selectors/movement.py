@@ -34,7 +34,7 @@ class Movement(Selector):
         TypeError: if `optimizer` is no Keras optimizer.
         ValueError: if not exactly one of `epochs` and `steps` is given, >= 1.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
         >>> selector = Movement(keras.optimizers.SGD(0.1), epochs=2)

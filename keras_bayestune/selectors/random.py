@@ -29,7 +29,7 @@ class Random(Selector):
     Raises:
         ValueError: if `seed` is no such number.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> scores = Random(seed=1).scores(model)
         >>> all(np.all((0 <= s) & (s < 1)) for s in scores.values())

@@ -50,7 +50,7 @@ class ScaleSelector(Selector):
         ValueError: if not exactly one of `epochs` and `steps` is given, >= 1; when
             scoring, if the planned updates end before the first posterior sample.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import BayesTuneSGLD
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> data = np.random.rand(8, 4), np.random.rand(8, 3)

@@ -28,7 +28,7 @@ class Selector(abc.ABC):
     A subclass implements `compute(variables, training)`, and may train the model: it
     gets its weights back.
 
-    Example:
+    Examples:
         >>> class SmallMagnitude(Selector):
         ...     def compute(self, variables, training):
         ...         return [-np.abs(v.numpy()) for v in variables]

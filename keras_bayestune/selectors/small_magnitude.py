@@ -20,7 +20,7 @@ class SmallMagnitude(Selector):
     of its own (`per_layer=True` comes close). Cost: no pass over the data; 4 bytes per
     scalar.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential(
         ...     [keras.Input((2,)), keras.layers.Dense(1, use_bias=False)]
         ... )

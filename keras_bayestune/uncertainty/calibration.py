@@ -57,7 +57,7 @@ def calibrate(
         TypeError: Labels that are not integers.
         ValueError: No validation data, or labels that do not fit the outputs.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseDelta
         >>> from keras_bayestune.uncertainty import DeltaPosterior, calibrate
         >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])

@@ -57,7 +57,7 @@ def ensemble(
         TypeError: `tune` does not return a `SparseDelta`.
         ValueError: `members` is out of range, or a pattern matches nothing.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseDelta, SparseMask, SparseOptimizer
         >>> from keras_bayestune.uncertainty import ensemble
         >>> model = keras.Sequential(

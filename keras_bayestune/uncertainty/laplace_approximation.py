@@ -73,7 +73,7 @@ def laplace(
     Raises:
         ValueError: No validation data, scales of other variables, N out of range.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseDelta
         >>> from keras_bayestune.uncertainty import laplace
         >>> def model(seed):

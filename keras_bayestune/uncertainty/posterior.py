@@ -75,7 +75,7 @@ class DeltaPosterior:
         ValueError: No delta, deltas of different bases, deviations that do not fit, or
             a number out of range.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import SparseDelta
         >>> from keras_bayestune.uncertainty import DeltaPosterior
         >>> def model(bias):

@@ -23,7 +23,7 @@ def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
     Returns:
         Array of the variable's dtype and the shape of `indices`.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> variable = keras.Variable([[1.0, 2.0], [3.0, 4.0]])
         >>> gather_flat(variable, np.array([0, 3])).tolist()
@@ -49,7 +49,7 @@ def assign_flat(
         indices: Flat (C order) indices, integers, one-dimensional, unique.
         values: New values, of the shape of `indices`; cast to the variable's dtype.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> variable = keras.Variable([[1.0, 2.0], [3.0, 4.0]])
         >>> assign_flat(variable, np.array([0, 3]), np.array([9.0, 8.0]))
@@ -75,7 +75,7 @@ def read_whole(variable: keras.Variable) -> np.ndarray:
     Returns:
         Array of the variable's dtype and shape.
 
-    Example:
+    Examples:
         >>> import keras
         >>> read_whole(keras.Variable([1.0, 2.0])).tolist()
         [1.0, 2.0]
@@ -93,7 +93,7 @@ def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
         variable: A Keras variable of any shape.
         values: Array of the variable's dtype and shape; not kept.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np
         >>> variable = keras.Variable([1.0, 2.0])
         >>> assign_whole(variable, np.array([3.0, 4.0], "float32"))
@@ -124,7 +124,7 @@ def assign_by_copy(
 def backend_name() -> str:
     """Name of the Keras backend, for records that say what wrote them.
 
-    Example:
+    Examples:
         >>> backend_name() in ("jax", "tensorflow", "torch")
         True
     """

@@ -1,9 +1,11 @@
 """Checks of arguments that every layer of the package takes."""
 
+import inspect
 import operator
 import random
 from typing import Any
 
+import keras
 import numpy as np
 
 _END = 2**31  # of what an int32 holds
@@ -33,6 +35,21 @@ def check_integer(name: str, value: Any, smallest: int) -> int:
 def check_seed(seed: Any) -> int | None:
     """Return `seed` as an int, or `None`."""
     return None if seed is None else check_integer("seed", seed, 0)
+
+
+def show_arguments(value: Any) -> str:
+    """Return the class of `value` with those of its arguments that are not defaults.
+
+    Its attributes go by the names of the constructor's arguments.
+    """
+    told = []
+    for name, parameter in inspect.signature(type(value)).parameters.items():
+        argument = vars(value).get(name, parameter.default)
+        if isinstance(argument, keras.optimizers.Optimizer):
+            told.append(f"{name}={type(argument).__name__}(...)")
+        elif argument != parameter.default:
+            told.append(f"{name}={argument!r}")
+    return f"{type(value).__name__}({', '.join(told)})"
 
 
 def draw_seed() -> int:

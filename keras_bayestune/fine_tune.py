@@ -46,9 +46,8 @@ class FineTuneResult:
 
     def __repr__(self) -> str:
         """Return how much was selected, and what the loss did in both stages."""
-        mask = self.mask
         parts = [
-            f"{mask.count:,} of {mask.size:,} scalars ({mask.fraction:.2%})",
+            f"{self.mask}",
             f"delta of {self.delta.nbytes:,} bytes",
         ]
         for stage, history in ((1, self.selection_history), (2, self.history)):

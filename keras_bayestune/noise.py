@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import show_arguments
+
 Tensor = Any  # a backend tensor
 
 _GOLDEN = -1640531527  # 2**32 / golden ratio, as int32
@@ -81,6 +83,10 @@ class Noise:
                 may be made in pieces.
         """
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Return the class with those of its arguments that are not the defaults."""
+        return show_arguments(self)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

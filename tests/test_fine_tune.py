@@ -418,7 +418,7 @@ def test_a_result_says_what_it_is():
     assert result.selection_history.history == {}
     (loss,) = result.history.history["loss"]
     assert repr(result) == (
-        f"FineTuneResult(4 of 23 scalars ({4 / 23:.2%}), delta of "
+        "FineTuneResult(SparseMask(17.4 % of 23 scalars (4)), delta of "
         f"{result.delta.nbytes:,} bytes, loss of stage 2 {loss:.4g} to {loss:.4g})"
     )
     selector = Movement(keras.optimizers.SGD(0.1), epochs=3)

@@ -13,7 +13,7 @@ from keras_bayestune.optimizers import BayesTuneSGLD
 from keras_bayestune.optimizers.arguments import check_inner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What to select, and after how many epochs or batches of stage 1."""
 
@@ -36,6 +36,21 @@ class Plan:
                 "With a `finetune_optimizer`, say when stage 1 ends: give "
                 "`selection_epochs` or `selection_steps`."
             )
+
+    def __repr__(self) -> str:
+        """Return "p = 0.005, stage 1 of 3 epochs, then Adam"."""
+        cut = f"p = {self.fraction}"
+        if self.threshold is not None:
+            cut = f"scale > {self.threshold}"
+        length = "all epochs"
+        if self.selection_epochs is not None:
+            length = f"{self.selection_epochs} epochs"
+        elif self.selection_steps is not None:
+            length = f"{self.selection_steps} batches"
+        following = ""
+        if self.finetune_optimizer is not None:
+            following = f", then {type(self.finetune_optimizer).__name__}"
+        return f"{cut}, stage 1 of {length}{following}"
 
     def _check_cut(self) -> None:
         fraction, threshold = self.fraction, self.threshold

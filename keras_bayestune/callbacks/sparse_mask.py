@@ -28,6 +28,7 @@ from keras_bayestune.callbacks.stage_two_callbacks import (
     refuse_swapping,
 )
 from keras_bayestune.callbacks.task_head import exclude_head
+from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.updates.trainer_state import keep_changes
@@ -47,10 +48,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
     KerasHub task, what lies outside the backbone is left without a prior, unless the
     optimizer's `exclude` or a `WithPrior` says which weights carry it.
 
-    After it: `mask`, `scores` ({path: posterior mean scale}), `anchors` ({path:
-    pre-trained value}, batch-normalisation statistics included). Each epoch logs
-    `stage`, `samples`, `skipped_steps`, and in stage 1 `share_above_threshold` if
-    there is one.
+    After it: `mask`, `delta` (what a task ships), `scores` ({path: posterior mean
+    scale}), `anchors` ({path: pre-trained value}, batch-normalisation statistics
+    included). Each epoch logs `stage`, `samples`, `skipped_steps`, and in stage 1
+    `share_above_threshold` if there is one.
 
     A callback serves one model. Used again on it, it trains stage 2 on, or, without a
     `finetune_optimizer`, samples for longer and makes a new mask.
@@ -165,6 +166,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._is_cut_short = False  # stage 1, if it is all of the plan
         self._others_are_to_restart = False
 
+    def __repr__(self) -> str:
+        """Show the plan, and the mask once there is one."""
+        result = self._run.result
+        found = "no mask yet" if result is None else repr(result.mask)
+        return f"<SparseMaskCallback {self.plan}: {found}>"
+
     @property
     def mask(self) -> SparseMask:
         """The mask; a ValueError before the end of stage 1."""
@@ -189,6 +196,16 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 "run `fit`."
             )
         return self._run.trace.samples()
+
+    @property
+    def delta(self) -> SparseDelta:
+        """What the model has now in place of its base; as `mask`.
+
+        Made anew at each look. `SparseDelta.from_model(model, callback, metadata=...)`
+        adds metadata of yours.
+        """
+        self._finished()
+        return SparseDelta.from_model(self.model, self)
 
     def _finished(self) -> Result:
         if self._run.result is None:

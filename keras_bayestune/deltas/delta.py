@@ -27,6 +27,7 @@ from keras_bayestune.deltas.narrowing import narrow
 from keras_bayestune.deltas.variable import VariableDelta, fingerprint
 from keras_bayestune.files import write_atomic
 from keras_bayestune.masks import SparseMask
+from keras_bayestune.masks.proportion import proportion
 
 
 class SparseDelta:
@@ -455,10 +456,13 @@ class SparseDelta:
         return SparseDelta, (self._variables, self._metadata)
 
     def __repr__(self) -> str:
-        return (
-            f"<SparseDelta {self.count:,} of {self.size:,} scalars "
-            f"({self.fraction:.3%}), base {self.fingerprint}>"
+        stored = self._variables.items()
+        text = proportion(
+            {path: len(v.values) for path, v in stored},
+            {path: v.shape for path, v in stored},
+            [path for path, v in stored if v.is_whole],
         )
+        return f"<SparseDelta {text}; base {self.fingerprint}>"
 
 
 def _weighted(

@@ -176,6 +176,12 @@ class DeltaSet:
         """Name of the active delta; None for the base."""
         return self._active
 
+    def __repr__(self) -> str:
+        return (
+            f"<DeltaSet of {list(self)} on {self.model.name!r}, active: "
+            f"{self._active!r}>"
+        )
+
     def __getitem__(self, name: str) -> SparseDelta:
         self._check_name(name)
         return self._deltas[name]

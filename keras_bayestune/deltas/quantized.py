@@ -87,6 +87,12 @@ class QuantizedBase:
         self._applied: tuple[list[Target], list[np.ndarray]] | None = None
         self._install(self._base)
 
+    def __repr__(self) -> str:
+        return (
+            f"<QuantizedBase {self.model.name!r}, {len(self._layers)} weights of int8, "
+            f"float values beside {len(self._values)} of them>"
+        )
+
     @property
     def mask(self) -> SparseMask:
         """The mask for `SparseOptimizer`: what is float32 beside int8, whole."""

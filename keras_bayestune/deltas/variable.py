@@ -24,7 +24,7 @@ def checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view("uint8").data)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VariableDelta:
     """Positions and new values in one variable, and how to recognise its base.
 
@@ -46,6 +46,11 @@ class VariableDelta:
         for array in (self.indices, self.values, self.base):
             if array is not None:
                 array.flags.writeable = False
+
+    def __repr__(self) -> str:
+        kind = "whole" if self.is_whole else f"{len(self.values):,} of {self.size:,}"
+        kind = "free" if self.is_free else kind
+        return f"VariableDelta({kind}, shape {self.shape}, {self.dtype})"
 
     @classmethod
     def sparse(

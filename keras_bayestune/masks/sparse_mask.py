@@ -17,6 +17,7 @@ from keras_bayestune.masks.choice import choose
 from keras_bayestune.masks.file import read, write
 from keras_bayestune.masks.overlap import overlap_coefficient
 from keras_bayestune.masks.packing import pack, unpack
+from keras_bayestune.masks.proportion import proportion
 from keras_bayestune.masks.summary import print_summary
 from keras_bayestune.matching import match_paths
 from keras_bayestune.paths import variables_by_path
@@ -234,7 +235,7 @@ class SparseMask:
         return overlap_coefficient(self, other)
 
     def summary(self, file: TextIO | None = None) -> None:
-        """Print a table: per layer, how many scalars are chosen and the mean score.
+        """Print a table: per layer, how many scalars are selected and the mean score.
 
         A layer is a variable's path up to its last "/".
 
@@ -247,10 +248,10 @@ class SparseMask:
             >>> mask = SparseMask({"a/kernel": [0], "b/bias": []},
             ...                   {"a/kernel": (2, 2), "b/bias": (4,)})
             >>> mask.summary()
-            layer  scalars  chosen  share chosen  mean score
-            a            4       1       25.00 %           -
-            b            4       0        0.00 %           -
-            total        8       1       12.50 %           -
+            layer  scalars  selected  fraction  mean score
+            a            4         1   25.00 %           -
+            b            4         0    0.00 %           -
+            total        8         1   12.50 %           -
         """
         print_summary(self, sys.stdout if file is None else file)
 
@@ -320,8 +321,6 @@ class SparseMask:
         return SparseMask.from_config, (self.get_config(),)
 
     def __repr__(self) -> str:
-        """Show the counts."""
-        return (
-            f"SparseMask({self.count:,} of {self.size:,} scalars, "
-            f"{100 * self.fraction:.3g} %, variables: {len(self.shapes)})"
-        )
+        """Show how much is selected."""
+        counts = {path: len(found) for path, found in self.indices.items()}
+        return f"SparseMask({proportion(counts, self.shapes, self.always)})"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, ...]
 
-_HEADER = ("layer", "scalars", "chosen", "share chosen", "mean score")
+_HEADER = ("layer", "scalars", "selected", "fraction", "mean score")
 
 
 def print_summary(mask: "SparseMask", file: TextIO) -> None:
@@ -33,7 +33,7 @@ def print_summary(mask: "SparseMask", file: TextIO) -> None:
 def _row(mask: "SparseMask", name: str, paths: Iterable[str]) -> Row:
     sizes = {path: math.prod(mask.shapes[path]) for path in paths}
     size = sum(sizes.values())
-    chosen = sum(len(mask.indices[path]) for path in sizes)
+    selected = sum(len(mask.indices[path]) for path in sizes)
     scored = {
         path: mask.mean_scores[path] for path in sizes if path in mask.mean_scores
     }
@@ -41,8 +41,8 @@ def _row(mask: "SparseMask", name: str, paths: Iterable[str]) -> Row:
     return (
         name,
         f"{size:,}",
-        f"{chosen:,}",
-        f"{100 * chosen / size:.2f} %" if size else "-",
+        f"{selected:,}",
+        f"{100 * selected / size:.2f} %" if size else "-",
         f"{sum(sizes[p] * scored[p] for p in scored) / weight:.3g}" if weight else "-",
     )
 

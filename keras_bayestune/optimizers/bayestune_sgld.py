@@ -570,6 +570,13 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         save_non_trainable(store, self.non_trainable_anchors)
         self.run.save(store)
 
+    def __repr__(self) -> str:
+        """Show the plan of the run; its state may be in the middle of a step."""
+        return (
+            f"<BayesTuneSGLD {self.sampler}, warmup_steps={self.warmup_steps}, "
+            f"burn_in_steps={self.burn_in_steps}, thinning={self.thinning}>"
+        )
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         serialize = keras.saving.serialize_keras_object

@@ -347,6 +347,10 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         save_owner(store, self._owner)
         self.run.save(store)
 
+    def __repr__(self) -> str:
+        """Show what trains, and how."""
+        return f"<SparseOptimizer {type(self.inner).__name__} on {self.mask}>"
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
         serialize = keras.saving.serialize_keras_object

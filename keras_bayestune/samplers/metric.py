@@ -6,6 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import show_arguments
+
 Tensor = Any  # a backend tensor
 
 DECAY = 0.999  # of the running mean square of the gradient
@@ -70,6 +72,10 @@ class Metric:
             mean_square: s, too small by the same bias as the state, and above 0.
         """
         return ()
+
+    def __repr__(self) -> str:
+        """Return the class with those of its arguments that are not the defaults."""
+        return show_arguments(self)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

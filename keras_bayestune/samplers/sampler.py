@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import show_arguments
 from keras_bayestune.noise import Noise, Rademacher
 from keras_bayestune.priors import LaplacePrior
 from keras_bayestune.samplers.metric import SMALLEST_SQUARE, Metric, ScalarMetric
@@ -117,6 +118,10 @@ class Sampler:
     def score(self, displacement: Tensor, slots: Slots, prior: LaplacePrior) -> Tensor:
         """Return the scale of each scalar that the posterior mean averages."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Return the class with those of its arguments that are not the defaults."""
+        return show_arguments(self)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

@@ -1,7 +1,6 @@
 """The protocol of all selectors."""
 
 import abc
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.arguments import show_arguments
 from keras_bayestune.paths import variable_paths, variables_by_path
 from keras_bayestune.priors import LaplacePrior, assign_priors
 from keras_bayestune.selectors.steps import check_steps
@@ -114,14 +114,7 @@ class Selector(abc.ABC):
 
     def __repr__(self) -> str:
         """Return the class with those of its arguments that are not the defaults."""
-        told = []
-        for name, parameter in inspect.signature(type(self)).parameters.items():
-            value = vars(self).get(name, parameter.default)
-            if isinstance(value, keras.optimizers.Optimizer):
-                told.append(f"{name}={type(value).__name__}(...)")
-            elif value != parameter.default:
-                told.append(f"{name}={value!r}")
-        return f"{type(self).__name__}({', '.join(told)})"
+        return show_arguments(self)
 
     @abc.abstractmethod
     def compute(

@@ -15,11 +15,11 @@ def example_mask():
 
 
 PLAIN = """\
-layer            scalars  chosen  share chosen  mean score
-encoder/layer_0        6       4       66.67 %           3
-embedding          1,994       0        0.00 %        0.05
-head (always)         10      10      100.00 %           -
-total              2,010      14        0.70 %      0.0589
+layer            scalars  selected  fraction  mean score
+encoder/layer_0        6         4   66.67 %           3
+embedding          1,994         0    0.00 %        0.05
+head (always)         10        10  100.00 %           -
+total              2,010        14    0.70 %      0.0589
 """
 
 

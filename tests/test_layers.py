@@ -10,6 +10,8 @@ PACKAGE = "keras_bayestune"
 
 # A new file or folder directly under the package needs a line here.
 LAYERS = {
+    "__main__": 4,
+    "inspection": 4,
     "fine_tune": 4,
     "rehearsal": 4,
     "default_selector": 4,

@@ -22,7 +22,7 @@ def proportion(
         shapes: Shapes of the same variables.
         whole: Paths of those that are taken whole, as heads and statistics are.
 
-    Example:
+    Examples:
         >>> from keras_bayestune.masks.proportion import proportion
         >>> shapes = {"body/kernel": (10, 20), "head/bias": (3,)}
         >>> proportion({"body/kernel": 4, "head/bias": 3}, shapes, ["head/bias"])

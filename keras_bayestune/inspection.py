@@ -27,7 +27,7 @@ def inspect_file(path: str | os.PathLike[str]) -> str:
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.inspection import inspect_file
         >>> SparseMask({"a/kernel": [1]}, {"a/kernel": (4,)}).save("m.safetensors")
-        >>> print(inspect_file("m.safetensors").splitlines()[0])
+        >>> print(inspect_file("m.safetensors").partition(", ")[0])
         m.safetensors: SparseMask(25 % of 4 scalars (1))
     """
     kind = _kind(path)
@@ -74,7 +74,7 @@ def _of_delta(delta: SparseDelta) -> list[str]:
     mask = SparseMask(
         {path: v.positions for path, v in stored},
         {path: v.shape for path, v in stored},
-        always=[path for path, v in stored if v.is_whole],
+        always=tuple(path for path, v in stored if v.is_whole),
     )
     dtypes = sorted({v.values.dtype.name for _, v in stored if len(v.values)})
     lines = [_table(mask), f"values: {', '.join(dtypes) or 'none'}"]

@@ -1,6 +1,6 @@
 """Bayesian sparse fine-tuning for Keras 3."""
 
-from keras_bayestune import selectors, uncertainty
+from keras_bayestune import budgets, selectors, uncertainty
 from keras_bayestune._version import __version__
 from keras_bayestune.callbacks import SparseMaskCallback
 from keras_bayestune.deltas import SparseDelta
@@ -29,6 +29,7 @@ __all__ = [
     "SparseOptimizer",
     "WithPrior",
     "__version__",
+    "budgets",
     "fine_tune",
     "plot_error_vs_sparsity",
     "plot_mask",

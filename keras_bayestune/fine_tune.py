@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_bayestune import budgets
 from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.switching import switch_optimizer
@@ -68,7 +69,7 @@ def fine_tune(
     selector: Selector | None = None,
     fraction: float | str | None = None,
     threshold: float | None = None,
-    per_layer: bool | Mapping[str, float] | None = None,
+    budget: budgets.Budget | None = None,
     selection_epochs: int | None = None,
     selection_steps: int | None = None,
     finetune_epochs: int = 5,
@@ -109,7 +110,7 @@ def fine_tune(
         fraction: As in `SparseMask.from_scores`; 0.005 if neither it nor `threshold` is
             given.
         threshold: As in `SparseMask.from_scores`.
-        per_layer: As in `SparseMask.from_scores`.
+        budget: Who competes with whom, as in `SparseMask.from_scores`.
         selection_epochs: Passes over the data in stage 1, 3 if `None`. A `selector`
             brings its own.
         selection_steps: Instead of `selection_epochs`: batches of stage 1.
@@ -181,12 +182,12 @@ def fine_tune(
         steps_per_epoch or batches_per_epoch(train, batch_size),
         seed,
     )
-    budget: dict[str, Any] = {
+    rule: dict[str, Any] = {
         "fraction": fraction,
         "threshold": threshold,
-        "per_layer": per_layer,
+        "budget": budget,
     }
-    check_budget(model, exclude, **budget)
+    check_budget(model, exclude, **rule)
     with strategy_scope(model):
         for name, data in (("training", train), ("validation", validation_data)):
             check_one_batch(name, data, model, loss, metrics, batch_size)
@@ -214,7 +215,7 @@ def fine_tune(
         for path, variable in variables_by_path(model.trainable_variables).items()
         if path not in scores
     }
-    mask = SparseMask.from_scores(scores, always=others, **budget)
+    mask = SparseMask.from_scores(scores, always=others, **rule)
     mask = mask.in_order_of(model.trainable_variables)
     with strategy_scope(model):
         inner = finetune_optimizer or keras.optimizers.Adam(1e-3)
@@ -231,7 +232,12 @@ def fine_tune(
         model,
         mask=mask,
         base=base,
-        metadata={"selector": type(selector).__name__, **budget},
+        metadata={
+            "selector": type(selector).__name__,
+            "fraction": fraction,
+            "threshold": threshold,
+            "budget": repr(budget or budgets.Global()),
+        },
     )
     return FineTuneResult(mask, delta, history, scores, selection_history)
 

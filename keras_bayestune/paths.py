@@ -47,3 +47,8 @@ def variables_by_path(
     """Returns `{path: variable}` with the paths of `variable_paths`."""
     variables = list(variables)
     return dict(zip(variable_paths(variables), variables, strict=True))
+
+
+def layer_of(path: str) -> str:
+    """Returns the layer that holds a variable: its path up to the last "/"."""
+    return path.rpartition("/")[0] or path

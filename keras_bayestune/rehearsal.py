@@ -18,11 +18,11 @@ from keras_bayestune.selectors.companion import companion
 from keras_bayestune.tasks import is_task
 
 
-def check_budget(model: keras.Model, exclude: Sequence[str], **budget: Any) -> None:
+def check_budget(model: keras.Model, exclude: Sequence[str], **rule: Any) -> None:
     """Select among random scores: what is wrong shows now and not after stage 1."""
     competing = Random().scores(model, exclude=exclude)
     shapes = {path: score.shape for path, score in competing.items()}
-    SparseMask.from_scores(random_scores(shapes, budget["threshold"]), **budget)
+    SparseMask.from_scores(random_scores(shapes, rule["threshold"]), **rule)
 
 
 def check_callbacks(callbacks: Any) -> None:

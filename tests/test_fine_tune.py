@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_bayestune import BayesTuneSGLD, LaplacePrior, SparseMask, SparseMaskCallback
+from keras_bayestune.budgets import ByPattern
 from keras_bayestune.fine_tune import fine_tune
 from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.selectors import Magnitude, Movement, Random, ScaleSelector
@@ -226,10 +227,10 @@ class Counting(Magnitude):
     [
         ({"fraction": 0.0}, ValueError, "above 0 and at most 1"),
         ({"fraction": 1.1}, ValueError, "above 0 and at most 1"),
-        ({"fraction": 0.04}, ValueError, "too small to choose one scalar: 23 compete"),
+        ({"fraction": 0.04}, ValueError, "too small to select one scalar: 23 compete"),
         ({"fraction": 0.1, "threshold": 0.1}, ValueError, "either `fraction` or"),
         ({"fraction": None, "threshold": np.nan}, ValueError, "a finite number"),
-        ({"per_layer": {"nothing": 0.5}}, ValueError, "'nothing' of `per_layer` match"),
+        ({"budget": ByPattern({"nothing": 0.5})}, ValueError, "'nothing' of ByPattern"),
         ({"exclude": ["nothing"]}, ValueError, "'nothing' in `exclude` matches none"),
         (
             {"finetune_epochs": 0},

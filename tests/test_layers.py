@@ -26,6 +26,7 @@ LAYERS = {
     "priors": 0,
     "samplers": 0,
     "noise": 0,
+    "budgets": 0,
     "masks": 0,
     "selection": 0,
     "knee": 0,

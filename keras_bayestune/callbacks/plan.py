@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from keras_bayestune.arguments import check_integer
+from keras_bayestune.budgets import Budget, Global
+from keras_bayestune.masks.choice import check_rule
 from keras_bayestune.optimizers import BayesTuneSGLD
 from keras_bayestune.optimizers.arguments import check_inner
 
@@ -22,6 +24,7 @@ class Plan:
     selection_epochs: int | None
     selection_steps: int | None
     finetune_optimizer: keras.optimizers.Optimizer | None
+    budget: Budget | None = None  # `None` for `Global()`
 
     def __post_init__(self) -> None:
         """Check what can be checked before `fit`."""
@@ -69,6 +72,7 @@ class Plan:
                 "`threshold` must be a finite number >= 0, in units of the weight. "
                 f"Received: threshold={threshold!r}."
             )
+        check_rule(fraction, threshold, self.budget or Global())
 
     def _check_end(self) -> None:
         ends = {

@@ -1,7 +1,6 @@
 """The end of stage 1 tried before its first step, so that no hour is lost at it."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 import numpy as np
@@ -25,11 +24,11 @@ def random_scores(
     return {p: np.exp(8.0 * rng.random(s, "float32")) for p, s in shapes.items()}
 
 
-def rehearse(model: keras.Model, plan: Plan, per_layer: Any) -> None:
+def rehearse(model: keras.Model, plan: Plan) -> None:
     """Build a mask from random scores, and the optimizer of stage 2 around it.
 
     Raises:
-        ValueError: `fraction` or `per_layer` do not fit the model, a pattern of
+        ValueError: `fraction` or `budget` do not fit the model, a pattern of
             `exclude` matches nothing, or `finetune_optimizer` was used before.
     """
     optimizer = stage_one_optimizer(model)
@@ -38,6 +37,6 @@ def rehearse(model: keras.Model, plan: Plan, per_layer: Any) -> None:
             model.optimizer.build(model.trainable_variables)
     shapes = {path: tuple(mean.shape) for path, mean in optimizer.running_means()}
     scores = random_scores(shapes, plan.threshold)
-    mask: SparseMask = make_mask(model, scores, plan, per_layer)
+    mask: SparseMask = make_mask(model, scores, plan)
     if plan.finetune_optimizer is not None:
         SparseOptimizer(plan.finetune_optimizer, mask)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_bayestune.arguments import check_integer
+from keras_bayestune.budgets import Budget
 from keras_bayestune.callbacks import beside, stage_one
 from keras_bayestune.callbacks.backup import Backup
 from keras_bayestune.callbacks.compact_training import CompactTraining
@@ -69,7 +70,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             stage 1: what stops, saves or slows down by a metric, such as
             `EarlyStopping`. They begin anew in a `fit` that is resumed.
         restore_anchors: Whether to start stage 2 from the pre-trained values.
-        per_layer: As in `SparseMask.from_scores`.
+        budget: Who competes with whom, as in `SparseMask.from_scores`.
         exclude_head: Whether the head of a KerasHub task carries no prior.
         trace_scalars: How many scalars to follow sample by sample, for `trace` and the
             logged `effective_sample_size` (their median). Costs one read of the
@@ -122,7 +123,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         finetune_optimizer: keras.optimizers.Optimizer | None = None,
         stage_2_callbacks: Iterable[keras.callbacks.Callback] = (),
         restore_anchors: bool = True,
-        per_layer: Any = None,
+        budget: Budget | None = None,
         exclude_head: bool = True,
         trace_scalars: int = 0,
         plot_dir: str | os.PathLike[str] | None = None,
@@ -135,7 +136,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if fraction is None and threshold is None:
             fraction = 0.005
         self.plan = Plan(
-            fraction, threshold, selection_epochs, selection_steps, finetune_optimizer
+            fraction,
+            threshold,
+            selection_epochs,
+            selection_steps,
+            finetune_optimizer,
+            budget,
         )
         self._stage_two = StageTwoCallbacks(stage_2_callbacks)
         if self._stage_two.callbacks and finetune_optimizer is None:
@@ -144,7 +150,6 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 "pass them to the `fit` that trains with the mask."
             )
         self.restore_anchors = restore_anchors
-        self.per_layer = per_layer
         self.exclude_head = exclude_head
         self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
         self.plot_dir = None if plot_dir is None else Path(plot_dir)
@@ -291,7 +296,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 first_epoch=run.first_epoch,
                 batches=run.batches,
             )
-            rehearse(model, self.plan, self.per_layer)
+            rehearse(model, self.plan)
         if self._backup is not None:
             model._initial_epoch = None  # read by now, and not for another `fit`
         self._skips.look(model.optimizer, run.batches)
@@ -426,7 +431,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         model = self.model  # read once it syncs the state on JAX
         optimizer = stage_one.stage_one_optimizer(model)
         try:
-            result = stage_one.result_of_stage_one(model, self.plan, self.per_layer)
+            result = stage_one.result_of_stage_one(model, self.plan)
         except ValueError:
             if self.restore_anchors:
                 stage_one.restore(model, stage_one.anchors_of(model))

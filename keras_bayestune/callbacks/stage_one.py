@@ -1,12 +1,12 @@
 """The end of stage 1: from the state of its optimizer to a result."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_bayestune.budgets import Global
 from keras_bayestune.callbacks.optimizer_config import config_of
 from keras_bayestune.callbacks.plan import Plan
 from keras_bayestune.callbacks.result import Result
@@ -74,7 +74,6 @@ def make_mask(
     model: keras.Model,
     scores: Mapping[str, np.ndarray],
     plan: Plan,
-    per_layer: Any,
 ) -> SparseMask:
     """Select among `scores`, and take the weights without a prior as a whole."""
     excluded = stage_one_optimizer(model).excluded_paths()
@@ -88,13 +87,13 @@ def make_mask(
         scores,
         fraction=plan.fraction,
         threshold=plan.threshold,
-        per_layer=per_layer,
+        budget=plan.budget,
         always=whole,
     )
     return mask.in_order_of(variables)
 
 
-def result_of_stage_one(model: keras.Model, plan: Plan, per_layer: Any) -> Result:
+def result_of_stage_one(model: keras.Model, plan: Plan) -> Result:
     """Return mask, scores and anchors; nothing changes.
 
     Raises:
@@ -103,7 +102,7 @@ def result_of_stage_one(model: keras.Model, plan: Plan, per_layer: Any) -> Resul
     optimizer = stage_one_optimizer(model)
     scores = optimizer.posterior_scales()
     return Result(
-        mask=make_mask(model, scores, plan, per_layer),
+        mask=make_mask(model, scores, plan),
         scores=scores,
         anchors=anchors_of(model),
         skipped_steps=optimizer.skipped_steps,
@@ -111,6 +110,7 @@ def result_of_stage_one(model: keras.Model, plan: Plan, per_layer: Any) -> Resul
             "selector": "posterior mean scale",
             "fraction": plan.fraction,
             "threshold": plan.threshold,
+            "budget": repr(plan.budget or Global()),
             "samples": optimizer.num_samples,
             "effective_size": optimizer.current_effective_size(),
             "optimizer": config_of(optimizer),

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 import keras
 import numpy as np
 
+from keras_bayestune.budgets import Budget
 from keras_bayestune.masks import fields
 from keras_bayestune.masks.choice import choose
 from keras_bayestune.masks.file import read, write
@@ -111,24 +112,24 @@ class SparseMask:
         scores: Mapping[str, Any],
         fraction: float | str | None = None,
         threshold: float | None = None,
-        per_layer: bool | Mapping[str, float] | None = None,
+        budget: Budget | None = None,
         always: Iterable[str] | Mapping[str, tuple[int, ...]] = (),
     ) -> "SparseMask":
-        """Choose the scalars with the largest scores, of all variables together.
+        """Select the scalars with the largest scores, of all variables together.
 
         Kim & Hospedales, "BayesTune", NeurIPS 2023, section 3.3. Of `n` scalars that
-        compete, exactly `floor(fraction * n)` are chosen, the largest first; equal
-        scores go by path in sorted order, then by flat position.
+        compete, exactly `floor(fraction * n)` are selected, the largest first; equal
+        scores go by path in sorted order, then by flat index. `budget` divides that
+        number.
 
         Args:
             scores: `{variable path: array of the variable's shape}`, any float type.
             fraction: Share of the competing scalars, in (0, 1], or `"auto"`: the
                 knee of the sorted scores, see `keras_bayestune.knee.find_knees`.
             threshold: Choose the scores above this number instead.
-            per_layer: True: the fraction holds within each layer (the path up to its
-                last "/"), at least one scalar each. Or `{regex: fraction}`: the
-                variables whose path matches (`re.search`, first match counts) compete
-                among themselves for that fraction, all others for `fraction`.
+            budget: Who competes with whom, one of `keras_bayestune.budgets`:
+                `PerTensor()`, `PerLayer()`, `PerNeuron()`, `ByPattern({regex:
+                fraction})`; `None` for `Global()`.
             always: Paths to take whole, outside the budget, whatever their scores;
                 `{path: shape}` for variables without scores.
 
@@ -136,7 +137,7 @@ class SparseMask:
             TypeError: An argument of the wrong type; scores that are not floats.
             ValueError: Not exactly one of `fraction` and `threshold`; NaN or infinite
                 scores; nothing chosen; all scores equal; an unknown path or a regex
-                that matches nothing in `always` or `per_layer`.
+                of the budget that matches nothing.
 
         Examples:
             >>> import numpy as np
@@ -146,7 +147,7 @@ class SparseMask:
             >>> {path: found.tolist() for path, found in mask.indices.items()}
             {'a/kernel': [2, 3, 4, 5], 'b/kernel': [3], 'head/bias': [0, 1]}
         """
-        return cls(**choose(scores, fraction, threshold, per_layer, always))
+        return cls(**choose(scores, fraction, threshold, budget, always))
 
     def match(self, variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
         """Positions by the paths of these variables, which may be numbered anew.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TextIO
 
-from keras_bayestune.masks.choice import layer_of
+from keras_bayestune.paths import layer_of
 
 if TYPE_CHECKING:
     from keras_bayestune.masks.sparse_mask import SparseMask

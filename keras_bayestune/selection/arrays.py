@@ -1,5 +1,6 @@
 """Reading scores: any float array, one at a time, in chunks."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -29,3 +30,21 @@ def is_float64(dtype: np.dtype) -> bool:
 def index_dtype(size: int) -> np.dtype:
     """The dtype of flat indices into a variable with `size` scalars."""
     return np.dtype(np.int32 if size <= np.iinfo(np.int32).max else np.int64)
+
+
+class Subset(Mapping):
+    """Some of the arrays of a mapping, each read when it is asked for."""
+
+    def __init__(self, scores: Mapping[str, Any], paths: Iterable[str]):
+        self._scores, self._paths = scores, dict.fromkeys(paths)
+
+    def __getitem__(self, path: str) -> Any:
+        if path not in self._paths:
+            raise KeyError(path)
+        return self._scores[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)

@@ -17,8 +17,8 @@ class SmallMagnitude(Selector):
     PaFi: Liao et al., "Parameter-Efficient Fine-Tuning without Introducing New
     Latency", ACL 2023: large pre-trained weights carry what the model knows, so the
     small ones are moved. Blind to the task. Not copied: there each matrix has a budget
-    of its own (`per_layer=True` comes close). Cost: no pass over the data; 4 bytes per
-    scalar.
+    of its own, which `budgets.PerTensor()` gives. Cost: no pass over the data; 4 bytes
+    per scalar.
 
     Examples:
         >>> model = keras.Sequential(

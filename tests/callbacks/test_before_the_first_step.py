@@ -6,6 +6,7 @@ import pytest
 from keras.optimizers import Adam
 
 from keras_bayestune import BayesTuneSGLD, SparseDelta, SparseMaskCallback
+from keras_bayestune.budgets import ByPattern, PerLayer
 
 
 class Constant(keras.optimizers.schedules.LearningRateSchedule):
@@ -78,10 +79,9 @@ def test_what_trains_under_adam_trains_here(optimizer, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "optimizer", "message"),
     [
-        ({"fraction": 0.01}, {}, "too small to choose one scalar"),
-        ({"fraction": 0.3, "per_layer": {"c/": 0.5}}, {}, "c/"),
-        ({"fraction": "auto", "per_layer": {"c/": 0.5}}, {}, "c/"),
-        ({"threshold": 0.1, "per_layer": True}, {}, "`per_layer` divides a budget"),
+        ({"fraction": 0.01}, {}, "too small to select one scalar"),
+        ({"fraction": 0.3, "budget": ByPattern({"c/": 0.5})}, {}, "c/"),
+        ({"fraction": "auto", "budget": ByPattern({"c/": 0.5})}, {}, "c/"),
         ({"fraction": 0.3}, {"exclude": "c/"}, "The pattern 'c/' in `exclude`"),
     ],
 )
@@ -99,7 +99,11 @@ def test_arguments_that_do_not_fit_the_model(arguments, optimizer, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"fraction": "auto"}, {"threshold": 1e-4}, {"fraction": 0.5, "per_layer": True}],
+    [
+        {"fraction": "auto"},
+        {"threshold": 1e-4},
+        {"fraction": 0.5, "budget": PerLayer()},
+    ],
     ids=str,
 )
 def test_arguments_that_fit(arguments):

@@ -7,6 +7,7 @@ from keras import ops
 from keras.optimizers import Adam, LossScaleOptimizer
 
 from keras_bayestune import BayesTuneSGLD, SparseMaskCallback
+from keras_bayestune.budgets import PerTensor
 
 
 def test_half_a_percent_unless_told():
@@ -29,6 +30,10 @@ def test_half_a_percent_unless_told():
         ({"threshold": float("inf")}, "threshold=inf"),
         ({"threshold": "auto"}, "threshold='auto'"),
         ({"fraction": 0.1, "threshold": 0.1}, "`fraction` or `threshold`, not both"),
+        (
+            {"threshold": 0.1, "budget": PerTensor()},
+            r"PerTensor\(\) divides a number of scalars, and `threshold` gives none",
+        ),
         (
             {"selection_epochs": 1, "selection_steps": 9},
             "`selection_epochs` or `selection_steps`, not both",

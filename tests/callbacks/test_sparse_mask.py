@@ -12,6 +12,7 @@ from keras_bayestune import (
     SparseMaskCallback,
     SparseOptimizer,
 )
+from keras_bayestune.budgets import PerLayer
 
 BACKEND = keras.backend.backend()
 BATCH, BATCHES = 4, 6
@@ -414,7 +415,7 @@ def test_noise_that_dominates_is_reported():
 
 def test_budget_per_layer():
     model = new_model()
-    select = SparseMaskCallback(fraction=0.2, per_layer=True)
+    select = SparseMaskCallback(fraction=0.2, budget=PerLayer())
     fit(model, [select])
     chosen = {p: len(i) for p, i in select.mask.indices.items() if "head" not in p}
     layers = {name: 0 for name in ("a", "norm")}

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keras_bayestune import budgets
 from keras_bayestune.knee import find_knees
 from keras_bayestune.masks import SparseMask
 
@@ -75,7 +76,7 @@ def test_exactly_one_scalar():
 
 def test_too_small_by_a_hair_names_a_fraction_that_works():
     scores = {"a": np.arange(49.0)}
-    with pytest.raises(ValueError, match="too small to choose one scalar: 49 compete"):
+    with pytest.raises(ValueError, match="too small to select one scalar: 49 compete"):
         SparseMask.from_scores(scores, fraction=1 / 49)  # floor(1 / 49 * 49) is 0
     with pytest.raises(ValueError, match="must be at least 0.0204") as error:
         SparseMask.from_scores(scores, fraction=1e-9)
@@ -225,119 +226,15 @@ def test_auto_takes_the_best_knee_and_keeps_the_candidates():
     assert 100 <= mask.count - 7 < 120
 
 
-def test_per_layer_true():
-    mask = SparseMask.from_scores(example_scores(), 0.25, per_layer=True)
-    assert as_lists(mask) == {"a/kernel": [1], "a/bias": [], "b/kernel": [1]}
-    # floor(0.1 * 6) and floor(0.1 * 4) are 0: one scalar each
-    mask = SparseMask.from_scores(example_scores(), 0.1, per_layer=True)
-    assert as_lists(mask) == {"a/kernel": [1], "a/bias": [], "b/kernel": [1]}
-    assert set(mask.mean_scores) == set(example_scores())
-
-
-def test_per_layer_leaves_always_out():
-    mask = SparseMask.from_scores(
-        example_scores(), 0.5, per_layer=True, always=["a/kernel"]
-    )
-    assert as_lists(mask) == {
-        "a/kernel": [0, 1, 2, 3],
-        "a/bias": [0],
-        "b/kernel": [1, 3],
-    }
-
-
-def test_per_layer_layers_are_not_prefixes():
-    scores = {"m/dense/kernel": np.arange(4.0), "m/dense_1/kernel": np.arange(4.0)}
-    mask = SparseMask.from_scores(scores, 0.5, per_layer=True)
-    assert as_lists(mask) == {"m/dense/kernel": [2, 3], "m/dense_1/kernel": [2, 3]}
-    mask = SparseMask.from_scores({"x": np.arange(4.0)}, 0.5, per_layer=True)
-    assert as_lists(mask) == {"x": [2, 3]}
-
-
-def test_equal_scores_in_a_budget_of_their_own():
-    scores = example_scores() | {"a/bias": np.full(2, 0.3)}
-    with pytest.raises(ValueError, match="All 2 scores where the path matches 'bias'"):
-        SparseMask.from_scores(scores, 0.5, per_layer={"bias": 0.5})
-    assert SparseMask.from_scores(scores, 0.5, per_layer={"bias": 1}).count == 2 + 4
-
-
-def test_per_layer_ignores_empty_layers_and_equal_scores_of_one():
-    scores = {"a/k": np.arange(4.0), "b/k": np.ones(4), "c/k": np.zeros((0, 2))}
-    mask = SparseMask.from_scores(scores, 0.5, per_layer=True)
-    assert as_lists(mask) == {"a/k": [2, 3], "b/k": [0, 1], "c/k": []}
-
-
-def test_per_layer_auto_uses_the_common_knee():
+def test_auto_is_the_common_knee_whatever_the_budget():
     values = np.ones((2, 5000))
     values[:, :50] = 30 - 0.1 * np.arange(50)
     scores = {"a/k": values[0], "b/k": values[1]}
-    mask = SparseMask.from_scores(scores, "auto", per_layer=True)
+    mask = SparseMask.from_scores(scores, "auto", budget=budgets.PerLayer())
     assert len(mask.indices["a/k"]) == len(mask.indices["b/k"]) >= 50
     assert mask.candidates == find_knees(scores)[1]
 
 
-def test_per_layer_budgets():
-    mask = SparseMask.from_scores(
-        example_scores(), 0.25, per_layer={"bias$": 0.5, "^b/": 1.0}
-    )
-    assert as_lists(mask) == {"a/kernel": [1], "a/bias": [0], "b/kernel": [0, 1, 2, 3]}
-
-
-def test_the_first_regex_that_matches_counts():
-    budgets = {"a/kernel": 0.25, "a/": 1.0, ".": 0.5}
-    mask = SparseMask.from_scores(example_scores(), per_layer=budgets)
-    assert as_lists(mask) == {"a/kernel": [1], "a/bias": [0, 1], "b/kernel": [1, 3]}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        (
-            {"fraction": 0.5, "per_layer": {"gamma": 0.5}},
-            ValueError,
-            "'gamma' of .*none",
-        ),
-        (
-            {"fraction": 0.5, "per_layer": {"a/": 0.5, "a/bias": 0.5}},
-            ValueError,
-            "'a/bias' of `per_layer` matches none of the 1 variables",
-        ),
-        ({"fraction": 0.5, "per_layer": {"(": 0.5}}, ValueError, "invalid regex '\\('"),
-        (
-            {"fraction": 0.5, "per_layer": {"a/": 0}},
-            ValueError,
-            "for 'a/' must be a num",
-        ),
-        ({"fraction": 0.5, "per_layer": {"a/": 1.1}}, ValueError, "Received: 1.1"),
-        (
-            {"fraction": 0.5, "per_layer": {"a/": "auto"}},
-            ValueError,
-            "at most 1 .*Received: 'auto'",
-        ),
-        (
-            {"fraction": 0.5, "per_layer": {"bias": 0.1}},
-            ValueError,
-            "0.1 is too small .* 2 compete where the path matches 'bias'",
-        ),
-        (
-            {"fraction": 0.1, "per_layer": {"a/": 0.5}},
-            ValueError,
-            "0.1 is too small .* 4 compete where no regex",
-        ),
-        ({"per_layer": {"a/": 0.5}}, ValueError, "leaves 1 variables without a budget"),
-        ({"per_layer": True}, ValueError, "`per_layer=True` needs `fraction`"),
-        ({"threshold": 0.5, "per_layer": True}, ValueError, "`threshold` has not"),
-        ({"fraction": 0.5, "per_layer": "a/"}, TypeError, "must be True, or a mapping"),
-    ],
-)
-def test_bad_per_layer(arguments, error, match):
-    scores = example_scores()
-    with pytest.raises(error, match=match):
-        SparseMask.from_scores(scores, **arguments)
-
-
-@pytest.mark.parametrize("per_layer", [None, False, {}])
-def test_no_per_layer(per_layer):
-    expected = SparseMask.from_scores(example_scores(), 0.5)
-    assert (
-        SparseMask.from_scores(example_scores(), 0.5, per_layer=per_layer) == expected
-    )
+def test_a_budget_is_a_budget():
+    with pytest.raises(TypeError, match="`budget` must be .*PerTensor.*Received: True"):
+        SparseMask.from_scores(example_scores(), 0.5, budget=True)

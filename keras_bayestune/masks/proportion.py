@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from keras_bayestune.masks.choice import layer_of
+from keras_bayestune.paths import layer_of
 
 _MOST_NAMES = 3
 

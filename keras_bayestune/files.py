@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes `data` to `path`, whole or not at all.
+    """Write `data` to `path`, whole or not at all.
 
     The bytes go to a new file in the same folder, reach the disk (`fsync`), and
     take the name `path` in one step (`os.replace`). If anything fails before that
@@ -47,7 +47,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[pathlib.Path]:
-    """Gives a name to write at, and makes it appear whole as `path` at the end.
+    """Give a name to write at, and make it appear whole as `path` at the end.
 
     The block writes a file or a folder at `temporary`, in the folder of `path`. At its
     end that reaches the disk (`fsync`) and takes the name `path` in one step. If

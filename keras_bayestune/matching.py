@@ -22,7 +22,7 @@ _LISTED = 5
 def match_variables(
     saved: Shapes, variables: Iterable[keras.Variable]
 ) -> dict[str, keras.Variable]:
-    """Returns `{saved path: variable}`, matched as `match_paths` does.
+    """Return `{saved path: variable}`, matched as `match_paths` does.
 
     Args:
         saved: Shape of each saved variable by path.
@@ -37,7 +37,7 @@ def match_variables(
 
 
 def saved_paths(saved: Shapes, variables: Iterable[keras.Variable]) -> list[str]:
-    """Returns the path that each variable had when `saved` was, for patterns.
+    """Return the path that each variable had when `saved` was, for patterns.
 
     A pattern such as "/head/" was written for these. Where Keras calls a variable
     otherwise in a loaded model, the pattern still means the same one.
@@ -59,7 +59,7 @@ def saved_paths(saved: Shapes, variables: Iterable[keras.Variable]) -> list[str]
 
 
 def match_paths(saved: Shapes, present: Shapes) -> dict[str, str]:
-    """Maps every saved variable path to a path of the model at hand.
+    """Map every saved variable path to a path of the model at hand.
 
     Tried in this order; the first rule that covers *every* saved path is used:
 
@@ -171,7 +171,7 @@ def _fits_in_order(saved: Shapes, present: Shapes) -> bool:
 
 
 def _check_not_ambiguous(saved: Shapes, present: Shapes) -> None:
-    """Raises if a shifted automatic number fits an identical match as well."""
+    """Raise if a shifted automatic number fits an identical match as well."""
     kinds = _kinds(present)
     wanted = defaultdict(list)
     for path, shape in saved.items():

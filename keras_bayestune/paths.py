@@ -6,7 +6,7 @@ import keras
 
 
 def variable_paths(variables: Iterable[keras.Variable]) -> list[str]:
-    """Returns a path for each variable, in order, each at most once.
+    """Return a path for each variable, in order, each at most once.
 
     It is Keras's `path`, which is not unique: two towers built by one function share
     theirs, and so do layers that a model builds outside their parents (KerasHub's
@@ -44,11 +44,11 @@ def variable_paths(variables: Iterable[keras.Variable]) -> list[str]:
 def variables_by_path(
     variables: Iterable[keras.Variable],
 ) -> dict[str, keras.Variable]:
-    """Returns `{path: variable}` with the paths of `variable_paths`."""
+    """Return `{path: variable}` with the paths of `variable_paths`."""
     variables = list(variables)
     return dict(zip(variable_paths(variables), variables, strict=True))
 
 
 def layer_of(path: str) -> str:
-    """Returns the layer that holds a variable: its path up to the last "/"."""
+    """Return the layer that holds a variable: its path up to the last "/"."""
     return path.rpartition("/")[0] or path

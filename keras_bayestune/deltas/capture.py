@@ -138,7 +138,7 @@ def _base_by_path(
 def _check_statistics(
     model: keras.Model, present: Mapping[str, keras.Variable], known: set[str]
 ) -> None:
-    """Raises if a statistic that training may have moved has no base value."""
+    """Raise if a statistic that training may have moved has no base value."""
     frozen = {
         id(variable)
         for layer in keras_layers(model)

@@ -11,7 +11,7 @@ from keras_bayestune.deltas.variable import VariableDelta, checksum
 
 
 def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
-    """Drops displacements at random and rescales the rest, keeping their mean.
+    """Drop displacements at random and rescale the rest, keeping their mean.
 
     Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous
     Models as a Free Lunch", ICML 2024, section 3.2. With m ~ Bernoulli(drop_rate) for

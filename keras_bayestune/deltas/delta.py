@@ -99,7 +99,7 @@ class SparseDelta:
         base: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> "SparseDelta":
-        """Takes the selected scalars of a tuned model.
+        """Take the selected scalars of a tuned model.
 
         Stored are the selected scalars, the variables that the mask always takes (a
         fresh head) as a whole, and non-trainable statistics that changed since `base`
@@ -147,7 +147,7 @@ class SparseDelta:
         always: Iterable[str] = (),
         metadata: Mapping[str, Any] | None = None,
     ) -> "SparseDelta":
-        """Takes the largest differences between two checkpoints of one model.
+        """Take the largest differences between two checkpoints of one model.
 
         Of the trainable scalars those with the largest `|tuned - base|` are kept,
         with their tuned values; the others stay at the base, so with a `fraction` the
@@ -186,7 +186,7 @@ class SparseDelta:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
-        """Reads a delta file; see `docs/delta-format.md`.
+        """Read a delta file; see `docs/delta-format.md`.
 
         Nothing in the file is executed, every byte is covered by a digest, and no
         memory is allocated for a size that the file only claims.
@@ -201,7 +201,7 @@ class SparseDelta:
         return cls(*decode(read(path)))
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
-        """Writes the delta to one file, whole or not at all.
+        """Write the delta to one file, whole or not at all.
 
         Args:
             path: The file, by custom `.safetensors`.
@@ -244,7 +244,7 @@ class SparseDelta:
         return SparseDelta(variables, {**self._metadata, "rounding": rounding})
 
     def apply(self, model: keras.Model) -> None:
-        """Writes the new values into a model that holds the base.
+        """Write the new values into a model that holds the base.
 
         Everything is checked before the first write: the set of variables, shapes,
         dtypes and, by checksum, every value of the base (read one variable at a
@@ -271,7 +271,7 @@ class SparseDelta:
         self._applied[model] = targets, swap.swap_in(targets)
 
     def revert(self, model: keras.Model) -> None:
-        """Restores the values that `apply` replaced, bit for bit.
+        """Restore the values that `apply` replaced, bit for bit.
 
         If the base weights were loaded in between, there is nothing to restore.
 

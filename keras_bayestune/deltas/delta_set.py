@@ -64,7 +64,7 @@ class DeltaSet:
         self._lock = threading.RLock()
 
     def add(self, name: str, delta: SparseDelta | str | os.PathLike[str]) -> None:
-        """Adds a delta, or the file of one; whatever is active stays so.
+        """Add a delta, or the file of one; whatever is active stays so.
 
         Args:
             name: How to call it.
@@ -89,7 +89,7 @@ class DeltaSet:
             self._deltas[name] = delta
 
     def remove(self, name: str) -> None:
-        """Forgets a delta; if it is active, the base is restored first.
+        """Forget a delta; if it is active, the base is restored first.
 
         Args:
             name: A delta of this set.
@@ -104,7 +104,7 @@ class DeltaSet:
             del self._targets[name], self._deltas[name]
 
     def activate(self, name: str) -> None:
-        """Makes the model that of one task.
+        """Turn the model into that of one task.
 
         Args:
             name: A delta of this set.
@@ -123,7 +123,7 @@ class DeltaSet:
             self._active = name
 
     def deactivate(self) -> None:
-        """Restores the base bit for bit; does nothing if no delta is active.
+        """Restore the base bit for bit; do nothing if no delta is active.
 
         Raises:
             ValueError: The changed scalars hold neither the delta's values nor the

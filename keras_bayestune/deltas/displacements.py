@@ -24,7 +24,7 @@ Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def combine(
     deltas: Sequence[Variables], rule: Rule, whole_from: Variables | None = None
 ) -> dict[str, VariableDelta]:
-    """Combines deltas of one base into one, position by position.
+    """Combine deltas of one base into one, scalar by scalar.
 
     `new = base + rule(displacements)`, in float64, rounded once to the variable's
     dtype. Where the combined displacement is that of one delta, its value is taken bit
@@ -112,7 +112,7 @@ def provenance(metadata: Sequence[Mapping[str, Any]], **rule: Any) -> dict[str, 
 
 
 def combine_variable(deltas: Sequence[VariableDelta], rule: Rule) -> VariableDelta:
-    """Combines what several deltas say of one variable; see `combine`."""
+    """Combine what several deltas say of one variable; see `combine`."""
     positions, base, displacements, selected = aligned_displacements(deltas)
     first = deltas[0]
     moved = rule(displacements, selected)

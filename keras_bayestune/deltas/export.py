@@ -12,7 +12,7 @@ from keras_bayestune.files import replacing
 def save_merged(
     model: keras.Model, delta: SparseDelta, path: str | os.PathLike[str]
 ) -> None:
-    """Saves the full weights of the tuned model; the model itself keeps its base.
+    """Save the full weights of the tuned model; the model itself keeps its base.
 
     The ending of `path` says what is written: `.keras` the whole model,
     `.weights.h5` its weights, anything else a KerasHub preset folder. File or folder

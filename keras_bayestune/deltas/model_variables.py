@@ -27,7 +27,7 @@ class Target:
         return scatter.gather_flat(self.variable, self.delta.indices)
 
     def write(self, values: np.ndarray) -> None:
-        """Writes `values`, `(count,)`, at the delta's positions."""
+        """Write `values`, `(count,)`, at the delta's positions."""
         if self.delta.indices is None:
             scatter.assign_whole(self.variable, values.reshape(self.delta.shape))
         else:
@@ -75,7 +75,7 @@ def floating_variables(model: keras.Model) -> dict[str, keras.Variable]:
 
 
 def base_values(model: keras.Model) -> dict[str, np.ndarray]:
-    """Copies every floating weight: the `base` of `SparseDelta.from_model`.
+    """Copy every floating weight: the `base` of `SparseDelta.from_model`.
 
     Args:
         model: The model before tuning.
@@ -108,7 +108,7 @@ def lost_variables(
 
 
 def check_still_there(model: keras.Model, variables: Iterable[keras.Variable]) -> None:
-    """Raises if `lost_variables` has any: to write to them would change nothing.
+    """Raise if `lost_variables` has any: to write to them would change nothing.
 
     Raises:
         ValueError: The model was quantised, or layers were exchanged or built anew.
@@ -152,7 +152,7 @@ def keras_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 def pair_with_model(
     variables: Mapping[str, VariableDelta], model: keras.Model
 ) -> list[Target]:
-    """Pairs every variable of a delta with one of the model, and none is left over.
+    """Pair every variable of a delta with one of the model, and none is left over.
 
     Raises:
         ValueError: The sets of variables, a shape or a dtype differ.

@@ -40,7 +40,7 @@ def plain(model: keras.Model) -> Iterator[keras.Model]:
 
 
 def check_is_plain(model: keras.Model) -> None:
-    """Raises a ValueError if the model's configuration asks for this library."""
+    """Raise a ValueError if the model's configuration asks for this library."""
     left = sorted(_own_names(keras.saving.serialize_keras_object(model)))
     if left:
         raise ValueError(

@@ -41,7 +41,7 @@ def save_shira(
     folder: str | os.PathLike[str],
     modules: Mapping[str, TorchLinear],
 ) -> None:
-    """Writes a delta as a SHiRA adapter that PEFT loads.
+    """Write a delta as a SHiRA adapter that PEFT loads.
 
     Bhardwaj et al., "Sparse High Rank Adapters", NeurIPS 2024. Only kernels of linear
     layers fit. PEFT adds displacements, so the tuned weights agree up to the rounding
@@ -129,7 +129,7 @@ def load_shira(
     model: keras.Model,
     modules: Mapping[str, TorchLinear],
 ) -> SparseDelta:
-    """Reads a SHiRA adapter of PEFT as a delta of a Keras model.
+    """Read a SHiRA adapter of PEFT as a delta of a Keras model.
 
     Args:
         folder: With `adapter_config.json` and `adapter_model.safetensors`.

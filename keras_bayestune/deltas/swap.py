@@ -22,7 +22,7 @@ def check_base(
     targets: Sequence[Target],
     checksum_of: Callable[[keras.Variable], int] = variable_checksum,
 ) -> None:
-    """Raises unless every variable holds what it held when the delta was made.
+    """Raise unless every variable holds what it held when the delta was made.
 
     Variables stored whole may hold anything.
 
@@ -45,7 +45,7 @@ def check_base(
 
 
 def swap_in(targets: Sequence[Target]) -> list[np.ndarray]:
-    """Writes the new values and returns the old ones, in the order of `targets`.
+    """Write the new values and return the old ones, in the order of `targets`.
 
     Raises:
         ValueError: The values at the selected positions are not the base's. Nothing
@@ -76,7 +76,7 @@ def read_base(targets: Sequence[Target]) -> list[np.ndarray]:
 
 
 def swap_out(targets: Sequence[Target], old: Sequence[np.ndarray]) -> None:
-    """Writes back what `swap_in` returned; nothing if somebody has done so already.
+    """Write back what `swap_in` returned; nothing if somebody has done so already.
 
     Raises:
         ValueError: The values at the selected positions are no longer those that
@@ -128,7 +128,7 @@ def _write_all(
     values: Sequence[np.ndarray],
     before: Sequence[np.ndarray],
 ) -> None:
-    """Writes all values, or none: what was written is put back on any error."""
+    """Write all values, or none: what was written is put back on any error."""
     done = 0
     try:
         for target, new in zip(targets, values, strict=True):

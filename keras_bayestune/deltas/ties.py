@@ -15,7 +15,7 @@ def ties(
     factor: float = 1.0,
     whole_from: SparseDelta | None = None,
 ) -> SparseDelta:
-    """Merges deltas without letting opposite signs cancel.
+    """Merge deltas without letting opposite signs cancel.
 
     Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", NeurIPS
     2023, algorithm 1. With d_k the displacement of delta k at one position:

@@ -14,7 +14,7 @@ WIDTHS = (1, 2, 4)
 
 
 def encode_gaps(indices: np.ndarray) -> tuple[bytes, int]:
-    """Codes sorted, unique, non-negative positions.
+    """Encode sorted, unique, non-negative positions.
 
     Args:
         indices: `(count,)` integers.

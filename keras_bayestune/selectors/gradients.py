@@ -57,7 +57,7 @@ def sum_over_gradients(
 
 
 class GradientAccumulator(keras.optimizers.Optimizer):
-    """Adds up a function of every gradient and leaves the weights alone.
+    """Add up a function of every gradient and leave the weights alone.
 
     A gradient that is not finite anywhere is left out.
 

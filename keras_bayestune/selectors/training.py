@@ -140,7 +140,7 @@ class Training:
 
 
 class _BatchLimit(keras.callbacks.Callback):
-    """Counts batches and stops after `limit` of them."""
+    """Count batches and stop after `limit` of them."""
 
     def __init__(self, limit: int | None):
         super().__init__()

@@ -14,7 +14,7 @@ _FAST_PATHS = {
 
 
 def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
-    """Returns the scalars of a variable at flat indices, as a NumPy copy.
+    """Return the scalars of a variable at flat indices, as a NumPy copy.
 
     Args:
         variable: A Keras variable of any shape.
@@ -38,7 +38,7 @@ def gather_flat(variable: keras.Variable, indices: np.ndarray) -> np.ndarray:
 def assign_flat(
     variable: keras.Variable, indices: np.ndarray, values: np.ndarray
 ) -> None:
-    """Writes scalars of a variable at flat indices; the others keep their bits.
+    """Write scalars of a variable at flat indices; the others keep their bits.
 
     The variable is changed in place where the backend can: time and memory are those
     of the written scalars. On JAX it is copied instead while something else holds its
@@ -67,7 +67,7 @@ def assign_flat(
 
 
 def read_whole(variable: keras.Variable) -> np.ndarray:
-    """Returns all scalars of a variable bit for bit, as a NumPy copy.
+    """Return all scalars of a variable bit for bit, as a NumPy copy.
 
     Args:
         variable: A Keras variable of any shape.
@@ -87,7 +87,7 @@ def read_whole(variable: keras.Variable) -> np.ndarray:
 
 
 def assign_whole(variable: keras.Variable, values: np.ndarray) -> None:
-    """Writes all scalars of a variable bit for bit.
+    """Write all scalars of a variable bit for bit.
 
     Args:
         variable: A Keras variable of any shape.

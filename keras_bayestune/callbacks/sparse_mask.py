@@ -58,7 +58,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
     `finetune_optimizer`, samples for longer and makes a new mask.
 
     Args:
-        fraction: Share of the scalars under the prior to select, in (0, 1], 0.005 if
+        fraction: Fraction of the scalars under the prior to select, in (0, 1], 0.005 if
             neither it nor `threshold` is given; or `"auto"` for the knee of the
             sorted scales.
         threshold: Select the scalars whose scale is above it, in units of the weight.
@@ -222,7 +222,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """How the mask was chosen, for the file of a delta."""
+        """How the mask was made, for the file of a delta."""
         return self._finished().metadata
 
     def set_model(self, model: keras.Model) -> None:

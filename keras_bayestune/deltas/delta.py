@@ -158,7 +158,7 @@ class SparseDelta:
         Args:
             base: The model before tuning, or its `.keras` file.
             tuned: The model after tuning, or its `.keras` file.
-            fraction: Share of the trainable scalars to keep, in (0, 1]; None keeps
+            fraction: Fraction of the trainable scalars to keep, in (0, 1]; None keeps
                 every scalar that changed, which reproduces `tuned` bit for bit.
             always: Paths in `base` to store whole (a fresh head).
             metadata: Added to the delta's own.
@@ -208,7 +208,7 @@ class SparseDelta:
             dtype: Narrows the values, see `astype`. None keeps every bit.
 
         Raises:
-            ValueError: `dtype` is unknown or too narrow, or the metadata are no JSON.
+            ValueError: `dtype` is unknown or too narrow, or the metadata not valid JSON.
             FileNotFoundError: The folder does not exist.
         """
         delta = self if dtype is None else self.astype(dtype)
@@ -347,7 +347,7 @@ class SparseDelta:
         `new = base + factor * (new - base)`, computed in float64 and rounded once. In
         variables up to float32, a factor of 1 keeps every bit (but the sign of a new
         -0.0) and a factor of 0 restores every bit of the base.
-        Variables stored whole stay as they are: their base is no part of the delta.
+        Variables stored whole stay as they are: their base is not part of the delta.
 
         Args:
             factor: Any finite number.

@@ -32,7 +32,7 @@ def combine(
     positions.
 
     A variable that is stored whole has no displacement, because its base (the random
-    start of a head) is no part of the delta. It is taken from `whole_from`; without
+    start of a head) is not part of the delta. It is taken from `whole_from`; without
     that, all deltas that hold it must agree bit for bit.
 
     Args:

@@ -46,7 +46,7 @@ class QuantizedBase:
         mask: `SparseMask` of what to train; `None` to apply deltas only.
 
     Raises:
-        TypeError: `model` is no Keras model, or `mask` no `SparseMask`.
+        TypeError: `model` is not a Keras model, or `mask` is not a `SparseMask`.
         ValueError: The model is quantised already, or the mask is another model's.
 
     Examples:

@@ -30,7 +30,7 @@ def ties(
 
     Args:
         deltas: Deltas of one base, with base values (`from_model`, or `bind`).
-        density: Share of each delta's own scalars that is kept, in (0, 1]. The paper
+        density: Fraction of each delta's own scalars that is kept, in (0, 1]. The paper
             keeps 0.2 of a *dense* difference; a delta is trimmed already.
         factor: The paper's lambda.
         whole_from: As in `weighted_sum`.

@@ -13,7 +13,7 @@ def overlap_matrix(masks: Sequence[SparseMask]) -> np.ndarray:
     """Overlap of each pair of masks, for instance of several chains or seeds.
 
     ```
-    O_jk = |A_j and A_k| / min(|A_j|, |A_k|)      A: chosen scalars that competed
+    O_jk = |A_j and A_k| / min(|A_j|, |A_k|)      A: selected scalars that competed
     ```
 
     Chance gives the fraction p, agreement 1; see `SparseMask.overlap`.
@@ -40,7 +40,7 @@ def overlap_matrix(masks: Sequence[SparseMask]) -> np.ndarray:
 
 
 def selection_frequency(masks: Sequence[SparseMask]) -> dict[str, np.ndarray]:
-    """Share of the masks that choose each scalar.
+    """Return the fraction of the masks that select each scalar.
 
     With masks of independent chains an estimate of the probability that the scalar is
     in the top p, free of any assumption; it moves in steps of 1/K.

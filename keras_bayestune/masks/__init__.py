@@ -1,4 +1,4 @@
-"""Masks: which scalars of a model are chosen."""
+"""Masks: which scalars of a model are selected."""
 
 from keras_bayestune.masks.sparse_mask import SparseMask
 

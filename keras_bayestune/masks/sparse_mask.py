@@ -1,5 +1,5 @@
 # Over 300 lines: one value with its docstrings; the algorithms are next door.
-"""The mask: which scalars of a model are chosen."""
+"""The mask: which scalars of a model are selected."""
 
 import dataclasses
 import math
@@ -27,23 +27,23 @@ from keras_bayestune.paths import variables_by_path
 @keras.saving.register_keras_serializable(package="keras_bayestune")
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SparseMask:
-    """Which scalars of a model are chosen: a value that does not change.
+    """The selected scalars of a model: a value that does not change.
 
-    Made by `from_scores` or `load`; the constructor takes known positions. Two masks
-    are equal if they choose the same scalars of variables with equal paths and
+    Made by `from_scores` or `load`; the constructor takes known indices. Two masks
+    are equal if they select the same scalars of variables with equal paths and
     shapes, and take the same variables whole.
 
     Args:
-        indices: `{variable path: flat positions}`, C order, strictly ascending. Every
-            path of `shapes` is there, with an empty array where nothing is chosen.
+        indices: `{variable path: flat indices}`, C order, strictly ascending. Every
+            path of `shapes` is there, with an empty array where nothing is selected.
         shapes: `{variable path: shape}`.
         always: Paths of variables that are taken whole, outside the budget.
         mean_scores: `{variable path: mean score}` for `summary`; any of the paths.
         candidates: Fractions at which the curve of sorted scores bends.
 
     Raises:
-        TypeError: Positions are not integers.
-        ValueError: Positions out of range, unsorted or repeated; paths that differ
+        TypeError: Indices are not integers.
+        ValueError: Indices out of range, unsorted or repeated; paths that differ
             between the arguments; a variable of `always` that is not whole.
 
     Examples:
@@ -93,17 +93,17 @@ class SparseMask:
 
     @property
     def count(self) -> int:
-        """Number of chosen scalars."""
+        """Number of selected scalars."""
         return sum(map(len, self.indices.values()))
 
     @property
     def size(self) -> int:
-        """Number of scalars, chosen or not."""
+        """Number of scalars, selected or not."""
         return sum(map(math.prod, self.shapes.values()))
 
     @property
     def fraction(self) -> float:
-        """Share of the scalars that is chosen, `count / size`."""
+        """Fraction of the scalars that is selected, `count / size`."""
         return self.count / self.size if self.size else 0.0
 
     @classmethod
@@ -124,7 +124,7 @@ class SparseMask:
 
         Args:
             scores: `{variable path: array of the variable's shape}`, any float type.
-            fraction: Share of the competing scalars, in (0, 1], or `"auto"`: the
+            fraction: Fraction of the competing scalars, in (0, 1], or `"auto"`: the
                 knee of the sorted scores, see `keras_bayestune.knee.find_knees`.
             threshold: Choose the scores above this number instead.
             budget: Who competes with whom, one of `keras_bayestune.budgets`:
@@ -136,7 +136,7 @@ class SparseMask:
         Raises:
             TypeError: An argument of the wrong type; scores that are not floats.
             ValueError: Not exactly one of `fraction` and `threshold`; NaN or infinite
-                scores; nothing chosen; all scores equal; an unknown path or a regex
+                scores; nothing selected; all scores equal; an unknown path or a regex
                 of the budget that matches nothing.
 
         Examples:
@@ -210,7 +210,7 @@ class SparseMask:
             raise ValueError(f"The mask is for another model. {error}") from error
 
     def overlap(self, other: "SparseMask") -> float:
-        """Overlap coefficient `|A and B| / min(|A|, |B|)` of the chosen scalars.
+        """Overlap coefficient `|A and B| / min(|A|, |B|)` of the selected scalars.
 
         Variables that one of the masks takes whole (`always`) did not compete and are
         left out. 1: the smaller mask lies within the larger; random masks overlap by
@@ -222,7 +222,7 @@ class SparseMask:
         Raises:
             TypeError: `other` is not a mask.
             ValueError: The masks belong to different models, or one of them has no
-                chosen scalar among those that competed in both.
+                selected scalar among those that competed in both.
 
         Examples:
             >>> from keras_bayestune import SparseMask
@@ -305,7 +305,7 @@ class SparseMask:
         return cls(**{**config, "indices": indices})
 
     def __eq__(self, other: object) -> bool:
-        """Compare the chosen scalars, the shapes and what is taken whole."""
+        """Compare the selected scalars, the shapes and what is taken whole."""
         if not isinstance(other, SparseMask):
             return NotImplemented
         return (

@@ -73,8 +73,9 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
 
     L is the mean minibatch loss, N the effective size, and `sampler` the rule of one
     update. The first `warmup_steps` updates are plain descent, those up to
-    `burn_in_steps` are thrown away, then every `thinning`-th one is a sample of which
-    the scales are averaged. A large posterior mean says: this scalar has to move.
+    `burn_in_steps` are thrown away. From then on every `thinning`-th update is a
+    sample, and the scales are averaged over the samples. A scalar with a large
+    posterior mean has to move for the task.
 
     Weights inside a `WithPrior` carry the prior given there; without any `WithPrior`
     all trainable ones carry `prior`, except those that `exclude` matches. Weights
@@ -96,9 +97,9 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         sampler: `Collapsed()`, `JointLangevin()` or `Authors()`.
         noise_scale: gamma >= 0, the square root of a temperature; 1 samples the
             posterior, 0 descends to a mode. `None`: 1 if `effective_size` is a
-            number. With `"auto"`, whose N is no statement about the data, a
-            tenth for `Collapsed()`, which in a short run chose better: a cold
-            posterior (Wenzel et al. 2020), of temperature 0.01.
+            number. With `"auto"`, whose N says nothing about the data, `Collapsed()`
+            takes 0.1, which selected better in short runs: a cold posterior
+            (Wenzel et al. 2020) of temperature 0.01.
         warmup_steps: Updates without prior and noise; about a quarter of the run.
         burn_in_steps: Updates before the first sample can be taken, counted from
             the start, >= `warmup_steps`; about half of the run.

@@ -45,14 +45,14 @@ class SparseOptimizer(keras.optimizers.Optimizer):
     weight decay, accumulation and moving averages, know of nothing else. Afterwards
     the vectors are written back. All other scalars keep their bits, whatever the inner
     optimizer or a constraint does. A weight that the mask takes whole (a fresh head)
-    is handed over as it is, if it is not narrower than float32.
+    is handed to the inner optimizer as it is, unless it is narrower than float32.
 
-    All weights share one vector, or one for each dtype and each side of the inner
-    optimizer's exclusions from weight decay, if it is one of Keras's that treat every
-    scalar alone (Adam, SGD, Lion and the like) and has no `clipnorm`. For every other
+    If the inner optimizer is one of Keras's that treat every scalar alone (Adam, SGD,
+    Lion and the like) and has no `clipnorm`, all weights share one vector, or one for
+    each dtype and each side of its exclusions from weight decay. With every other
     optimizer each weight has a vector of its own, with the name and the path of the
-    weight, so that rules for each weight or by name hold. What the inner optimizer was
-    told holds for the selected scalars; its settings can be read and set here, too.
+    weight, so that rules for each weight or by name hold. The settings of the inner
+    optimizer can be read and set here as well.
 
     An update whose gradient is not finite is skipped and counted. State: the inner
     optimizer's on the selected scalars, and 8 bytes per selected scalar.
@@ -64,7 +64,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         name: Name of the optimizer.
 
     Raises:
-        TypeError: if `inner` is no Keras optimizer or `mask` no `SparseMask`.
+        TypeError: if `inner` is not a Keras optimizer, or `mask` is not a `SparseMask`.
         ValueError: if `inner` is built already or scales the loss; at build, if the
             mask belongs to another model.
 

@@ -31,7 +31,7 @@ class Movement(Selector):
         steps: Instead of `epochs`: batches.
 
     Raises:
-        TypeError: if `optimizer` is no Keras optimizer.
+        TypeError: if `optimizer` is not a Keras optimizer.
         ValueError: if not exactly one of `epochs` and `steps` is given, >= 1.
 
     Examples:

@@ -27,7 +27,7 @@ class Random(Selector):
         seed: Int in [0, 2**31).
 
     Raises:
-        ValueError: if `seed` is no such number.
+        ValueError: if `seed` is not such a number.
 
     Examples:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])

@@ -46,7 +46,7 @@ class ScaleSelector(Selector):
         steps: Instead of `epochs`: batches. At least 400 updates are advisable.
 
     Raises:
-        TypeError: if `optimizer` is no `BayesTuneSGLD`.
+        TypeError: if `optimizer` is not a `BayesTuneSGLD`.
         ValueError: if not exactly one of `epochs` and `steps` is given, >= 1; when
             scoring, if the planned updates end before the first posterior sample.
 

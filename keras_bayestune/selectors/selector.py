@@ -21,9 +21,9 @@ class Selector(abc.ABC):
     """Abstract rule that gives every scalar of a model a score.
 
     A large score says that the scalar is worth moving for this task. How many are
-    moved is not the selector's business (`SparseMask.from_scores`), nor which
-    variables compete: that say `exclude` and `WithPrior`, for all selectors as for
-    `BayesTuneSGLD`. A selector keeps nothing between two calls.
+    moved is decided later, by `SparseMask.from_scores`; which variables compete is
+    decided by `exclude` and `WithPrior`, for all selectors as for `BayesTuneSGLD`.
+    A selector keeps nothing between two calls.
 
     A subclass implements `compute(variables, training)`, and may train the model: it
     gets its weights back.
@@ -78,7 +78,7 @@ class Selector(abc.ABC):
             verbose: As in `fit`.
 
         Raises:
-            TypeError: if `model` is no Keras model.
+            TypeError: if `model` is not a Keras model.
             ValueError: if the model is not built, has no trainable variables or no
                 loss, if `data` are needed and missing, if a pattern matches nothing or
                 no variable is left.
@@ -136,7 +136,7 @@ def scored_variables(
     """Return the trainable variables that compete, as `BayesTuneSGLD` assigns priors.
 
     Raises:
-        TypeError: if `model` is no Keras model.
+        TypeError: if `model` is not a Keras model.
         ValueError: if there are none.
     """
     if not isinstance(model, keras.Model):

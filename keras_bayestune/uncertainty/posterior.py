@@ -212,7 +212,7 @@ class DeltaPosterior:
             verbose: 0 for no progress bar.
 
         Raises:
-            ValueError: Another base, an iterator, or outputs that are no probabilities.
+            ValueError: Another base, an iterator, or outputs other than probabilities.
         """
         count = self._checked_count(draws)
         mean = square = np.zeros(())

@@ -208,7 +208,7 @@ class SparseDelta:
             dtype: Narrows the values, see `astype`. None keeps every bit.
 
         Raises:
-            ValueError: `dtype` is unknown or too narrow, or the metadata not valid JSON.
+            ValueError: `dtype` is unknown or too narrow, or `metadata` is not JSON.
             FileNotFoundError: The folder does not exist.
         """
         delta = self if dtype is None else self.astype(dtype)

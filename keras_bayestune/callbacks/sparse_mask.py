@@ -30,6 +30,7 @@ from keras_bayestune.callbacks.stage_two_callbacks import (
 )
 from keras_bayestune.callbacks.task_head import exclude_head
 from keras_bayestune.deltas import SparseDelta
+from keras_bayestune.diagnostics.chain_statistics import arviz
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.updates.trainer_state import keep_changes
@@ -74,7 +75,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         exclude_head: Whether the head of a KerasHub task carries no prior.
         trace_scalars: How many scalars to follow sample by sample, for `trace` and the
             logged `effective_sample_size` (their median). Costs one read of the
-            state per batch.
+            state per batch; needs arviz-stats.
         plot_dir: Folder for `scales.png`, `mask.png` and, with a trace, `trace.png`,
             drawn at the end of stage 1; needs matplotlib.
         backup_dir: Folder for `state.safetensors`, the whole state of the run,
@@ -90,6 +91,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             skipped because a gradient is not finite. A look every so many batches.
 
     Raises:
+        ImportError: if a package is missing that `trace_scalars` needs.
         TypeError: if the model is not compiled with `BayesTuneSGLD`.
         ValueError: if an argument is out of range or does not fit the model, if the
             planned steps end before the first sample, if stage 2 would have no epoch
@@ -152,6 +154,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self.restore_anchors = restore_anchors
         self.exclude_head = exclude_head
         self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
+        if self.trace_scalars:
+            arviz()  # raises now, not after ten samples
         self.plot_dir = None if plot_dir is None else Path(plot_dir)
         self._backup = None if backup_dir is None else Backup(Path(backup_dir))
         self._compact = CompactTraining(compact_gradients)

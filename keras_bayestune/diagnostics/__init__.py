@@ -7,9 +7,10 @@ from keras_bayestune.diagnostics.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from keras_bayestune.diagnostics.effective_sample_size import (
+from keras_bayestune.diagnostics.chain_statistics import (
     MINIMUM_DRAWS,
     effective_sample_size,
+    r_hat,
 )
 from keras_bayestune.diagnostics.stability import (
     overlap_matrix,
@@ -25,6 +26,7 @@ __all__ = [
     "expected_calibration_error",
     "negative_log_likelihood",
     "overlap_matrix",
+    "r_hat",
     "reliability",
     "selection_frequency",
     "selection_probability",

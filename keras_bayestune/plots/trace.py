@@ -5,10 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from keras_bayestune.diagnostics.effective_sample_size import (
-    MINIMUM_DRAWS,
-    effective_sample_size,
-)
+from keras_bayestune.diagnostics import MINIMUM_DRAWS, effective_sample_size
 from keras_bayestune.plots.axes import new_axes
 
 if TYPE_CHECKING:
@@ -38,6 +35,7 @@ def trace_statistics(trace: npt.ArrayLike) -> TraceStatistics:
     Raises:
         TypeError: The samples are not real numbers.
         ValueError: Not two axes, no sample, no scalar, or a sample that is not finite.
+        ImportError: arviz-stats is not installed, and there are 10 samples.
 
     Examples:
         >>> from keras_bayestune.plots.trace import trace_statistics
@@ -89,7 +87,7 @@ def plot_trace(trace: npt.ArrayLike, *, ax: "Axes | None" = None) -> "Axes":
     Raises:
         TypeError: The samples are not real numbers.
         ValueError: Not two axes, no sample, no scalar, or a sample that is not finite.
-        ImportError: matplotlib is not installed.
+        ImportError: matplotlib or arviz-stats is not installed.
 
     Examples:
         >>> import matplotlib.pyplot as plt

@@ -3,6 +3,7 @@
 from keras_bayestune import budgets, selectors, uncertainty
 from keras_bayestune._version import __version__
 from keras_bayestune.callbacks import SparseMaskCallback
+from keras_bayestune.chains import run_chains
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.fine_tune import fine_tune
 from keras_bayestune.masks import SparseMask
@@ -36,6 +37,7 @@ __all__ = [
     "plot_reliability",
     "plot_scales",
     "plot_trace",
+    "run_chains",
     "selectors",
     "uncertainty",
 ]

@@ -13,6 +13,7 @@ LAYERS = {
     "__main__": 4,
     "inspection": 4,
     "fine_tune": 4,
+    "chains": 4,
     "rehearsal": 4,
     "default_selector": 4,
     "callbacks": 4,

@@ -5,6 +5,7 @@ r"""Uncertainty: ways to a distribution over deltas beside each other, and under
         --preset FOLDER --jsonl FOLDER --seeds 1
     python -m benchmarks.uncertainty table --suite digits
     python -m benchmarks.uncertainty sampling --tasks turned --seeds 1
+    python -m benchmarks.uncertainty chains --seeds 3
 
 For a task under a seed: BayesTune's mask, five deltas tuned under it, each from a head
 of its own, and every method on what they hold. A block that is in the file of results

@@ -5,25 +5,40 @@ import json
 from pathlib import Path
 
 from benchmarks import uncertainty
-from benchmarks.uncertainty import blocks, sampling, table
+from benchmarks.uncertainty import blocks, chains, sampling, table
 from benchmarks.uncertainty.methods import METHODS
 from benchmarks.uncertainty.suites import SUITES, ShortText
 
 
-def run(args, file):
+def new_blocks(args, file):
+    """Yield the suite with the tasks and seeds that the file lacks."""
     suite = SUITES[args.suite]
     suite = suite(args.preset, args.jsonl) if suite is ShortText else suite()
     done = {json.dumps(r["block"], sort_keys=True) for r in read(file)}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for task in args.tasks or suite.tasks:
             block = {"task": task, "seed": seed, "fraction": args.fraction}
-            if json.dumps(block, sort_keys=True) in done:
-                continue
-            chosen = args.methods or list(METHODS)
-            records = list(blocks.run(suite, task, seed, args.fraction, chosen))
-            # A block at once: what was killed is run again as a whole.
-            with open(file, "a", encoding="utf-8") as opened:
-                opened.write("".join(f"{json.dumps(r)}\n" for r in records))
+            if json.dumps(block, sort_keys=True) not in done:
+                yield suite, task, seed
+
+
+def add(records, file):
+    """Write the records of a block at once: what is killed is run again."""
+    with open(file, "a", encoding="utf-8") as opened:
+        opened.write("".join(f"{json.dumps(r)}\n" for r in records))
+
+
+def run(args, file):
+    for suite, task, seed in new_blocks(args, file):
+        chosen = args.methods or list(METHODS)
+        add(list(blocks.run(suite, task, seed, args.fraction, chosen)), file)
+
+
+def compare_chains(args, file):
+    file = file.with_name(f"chains-{args.suite}.jsonl")
+    for suite, task, seed in new_blocks(args, file):
+        add([chains.run(suite, task, seed, args.fraction)], file)
+    print(chains.markdown(read(file)))
 
 
 def sample(args, file):
@@ -44,7 +59,7 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-DO = {"run": run, "table": show, "sampling": sample}
+DO = {"run": run, "table": show, "sampling": sample, "chains": compare_chains}
 
 
 def main(argv=None):
@@ -63,6 +78,7 @@ def main(argv=None):
     parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / f"uncertainty-{args.suite}.jsonl"
     DO[args.do](args, file)
 

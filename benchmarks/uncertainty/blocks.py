@@ -105,12 +105,11 @@ def tune(suite, task, seed, fraction):
     rate = max(found, key=found.__getitem__)
 
     iterates = Iterates(mask, base, steps // 2, max(1, steps // 40))
-    train(rate, _order(seed, 0), [iterates])  # as the first member
     model.set_weights(problem.weights)
 
     def member(order):
         stage2.weights = model.get_weights()
-        train(rate, order)
+        train(rate, order, [iterates] if order == _order(seed, 0) else ())
         return kbt.SparseDelta.from_model(model, mask=mask, base=base)
 
     clock = time.perf_counter()

@@ -35,7 +35,7 @@ class ShortText(Text):
     tasks = ("trec", "sst2")
     fractions = (0.005,)
     batch_size = 16
-    selection_steps, finetune_steps = 40, 100
+    selection_steps, finetune_steps = 40, 80
     rates = (1e-3, 3e-3)
     length = 24
     most_train, most_validation, most_test = 500, 200, 300

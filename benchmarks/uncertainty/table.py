@@ -59,6 +59,13 @@ def markdown(records):
     return "\n".join(lines)
 
 
+def mean_and_error(values):
+    """Return a mean with its sign, and its standard error over blocks."""
+    values = np.asarray(values)
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{values.mean():+.3g} +- {error:.2g}"
+
+
 def _ahead(found, others):
     """In how many blocks the NLL is lower."""
     if others is None or found is others:

@@ -20,22 +20,32 @@ class ScaleTrace:
     Args:
         means: Path and running mean of each variable under a prior; none for a trace
             whose stage 1 is over.
-        scalars: How many scalars to follow, drawn evenly over all of them.
+        scalars: How many scalars to follow, evenly over all of them.
+        of_each: Whether so many of each variable, evenly over it.
     """
 
-    def __init__(self, means: list[tuple[str, keras.Variable]], scalars: int):
+    def __init__(
+        self,
+        means: list[tuple[str, keras.Variable]],
+        scalars: int,
+        of_each: bool = False,
+    ):
         """Choose the scalars."""
+        self._samples: list[np.ndarray] = []
+        self._count = 0
+        self._total: np.ndarray | float = 0.0
+        if of_each:
+            self._positions = {
+                path: _evenly(math.prod(mean.shape), scalars) for path, mean in means
+            }
+            return
         shapes = {path: mean.shape for path, mean in means}
         starts = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())])
-        scalars = min(scalars, int(starts[-1]))
-        chosen = np.linspace(0, starts[-1] - 1, scalars).astype("int64")
+        chosen = _evenly(int(starts[-1]), scalars)
         self._positions = {
             path: (chosen[(chosen >= start) & (chosen < end)] - start).astype("int32")
             for path, start, end in zip(shapes, starts, starts[1:], strict=False)
         }
-        self._samples: list[np.ndarray] = []
-        self._count = 0
-        self._total: np.ndarray | float = 0.0
 
     def record(self, optimizer: BayesTuneSGLD) -> None:
         """Add what was sampled since the last call, if anything was."""
@@ -57,6 +67,10 @@ class ScaleTrace:
         """Return the samples, shape `(samples, scalars)`."""
         return np.array(self._samples)
 
+    def counts(self) -> dict[str, int]:
+        """Return how many scalars of each variable are followed, in their order."""
+        return {path: len(found) for path, found in self._positions.items()}
+
     def state(self) -> tuple[int, np.ndarray, np.ndarray]:
         """Return what `restore` takes."""
         return self._count, self.samples(), np.asarray(self._total)
@@ -64,3 +78,8 @@ class ScaleTrace:
     def restore(self, count: int, samples: np.ndarray, total: np.ndarray) -> None:
         """Go on from the state of another trace of the same scalars."""
         self._count, self._samples, self._total = count, list(samples), total
+
+
+def _evenly(size: int, count: int) -> np.ndarray:
+    """Positions from the first to the last of `size`, at most `count` of them."""
+    return np.linspace(0, size - 1, min(count, size)).astype("int64")

@@ -2,14 +2,17 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
+from keras import ops
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.paths import variables_by_path
-from keras_bayestune.selectors.selector import Selector
+from keras_bayestune.selectors.selector import Selector, weights_restored
 from keras_bayestune.selectors.steps import check_duration
 from keras_bayestune.selectors.training import Training, fresh_copy
 
@@ -21,6 +24,7 @@ class ScaleOptimizer(Protocol):
     exclude: tuple[str, ...]
     burn_in_steps: int
     thinning: int
+    seed: int | None
     skipped_steps: int
     gradient_accumulation_steps: int | None
 
@@ -36,19 +40,23 @@ class ScaleSelector(Selector):
     `sampler` and `prior`; see `BayesTuneSGLD`. Weights without a prior train along,
     and get their values back as all others.
 
-    Cost: a fine-tuning run; on the device the anchor, the running mean and the
-    sampler's state, 8 bytes per scalar for the default sampler.
+    Cost: a fine-tuning run for each chain; on the device the anchor, the running mean
+    and the sampler's state, 8 bytes per scalar for the default sampler.
 
     Args:
         optimizer: A `BayesTuneSGLD`; every call samples with a copy of it. What its
             `exclude` matches gets no score either.
         epochs: Passes over the data.
         steps: Instead of `epochs`: batches. At least 400 updates are advisable.
+        chains: K runs, one after the other, each from the weights that the model has
+            now and with noise of its own; the scores are the mean over them.
+            `run_chains` keeps the runs apart and says whether they agree.
 
     Raises:
         TypeError: if `optimizer` is not a `BayesTuneSGLD`.
-        ValueError: if not exactly one of `epochs` and `steps` is given, >= 1; when
-            scoring, if the planned updates end before the first posterior sample.
+        ValueError: if not exactly one of `epochs` and `steps` is given, >= 1, or
+            `chains` is below 1; when scoring, if the planned updates end before the
+            first posterior sample.
 
     Examples:
         >>> from keras_bayestune import BayesTuneSGLD
@@ -68,6 +76,7 @@ class ScaleSelector(Selector):
         optimizer: ScaleOptimizer,
         epochs: int | None = None,
         steps: int | None = None,
+        chains: int = 1,
     ):
         if not isinstance(optimizer, ScaleOptimizer):
             raise TypeError(
@@ -77,12 +86,35 @@ class ScaleSelector(Selector):
             )
         self.epochs, self.steps = check_duration(epochs, steps)
         self.optimizer = optimizer
+        self.chains = check_integer("chains", chains, 1)
 
     def compute(
         self, variables: Sequence[keras.Variable], training: Training
     ) -> list[Any]:
         """Run stage 1 and return the posterior scales."""
         self._check_plan(training)
+        if self.chains == 1:
+            return self._scales(self.optimizer, variables, training)
+        means: list[Any] = []
+        for number in range(self.chains):
+            with other_noise(training.model, number):
+                optimizer = chain_optimizer(self.optimizer, number)
+                scales = self._scales(optimizer, variables, training)
+            if not means:
+                means = scales
+            means = [
+                None if mean is None else mean + (scale - mean) / (number + 1)
+                for mean, scale in zip(means, scales, strict=True)
+            ]
+        return means
+
+    def _scales(
+        self,
+        optimizer: ScaleOptimizer,
+        variables: Sequence[keras.Variable],
+        training: Training,
+    ) -> list[Any]:
+        """Run one chain."""
         competing = {id(v) for v in variables}
         paths = variables_by_path(training.model.trainable_variables)
         others = [
@@ -90,18 +122,16 @@ class ScaleSelector(Selector):
             for path, v in paths.items()
             if id(v) not in competing
         ]
-        optimizer: Any = fresh_copy(
-            self.optimizer, exclude=[*self.optimizer.exclude, *others]
-        )
-        training.train(optimizer, self.epochs, self.steps)
-        if optimizer.skipped_steps:
+        sampling: Any = fresh_copy(optimizer, exclude=[*optimizer.exclude, *others])
+        training.train(sampling, self.epochs, self.steps)
+        if sampling.skipped_steps:
             warnings.warn(
-                f"{optimizer.skipped_steps} updates of stage 1 were skipped because a "
+                f"{sampling.skipped_steps} updates of stage 1 were skipped because a "
                 "gradient was not finite. Look at the data and the loss; a lower "
                 "learning rate or `global_clipnorm` may help.",
                 stacklevel=2,
             )
-        scales = optimizer.posterior_scales()
+        scales = sampling.posterior_scales()
         return [scales.get(p) for p, v in paths.items() if id(v) in competing]
 
     def _check_plan(self, training: Training) -> None:
@@ -120,3 +150,27 @@ class ScaleSelector(Selector):
                 f"{self.optimizer.thinning}. Plan more, or lower warmup_steps and "
                 "burn_in_steps (about a quarter and a half of the planned updates)."
             )
+
+
+def chain_optimizer(optimizer: Any, number: int) -> Any:
+    """Return an unbuilt copy with the seed of one of several chains, from 0.
+
+    Without a seed each copy draws its own from Keras's global generator.
+    """
+    seed = optimizer.seed
+    return fresh_copy(optimizer, seed=None if seed is None else seed + number)
+
+
+@contextmanager
+def other_noise(model: keras.Model, number: int) -> Iterator[None]:
+    """Within the block dropout draws as no other `number` does; at the end all is back.
+
+    The weights as well, as `weights_restored` has it.
+    """
+    with weights_restored(model):
+        weights = {id(weight) for weight in model.weights}
+        for variable in model.variables:
+            if id(variable) not in weights:  # the state of a random generator
+                state = ops.convert_to_numpy(variable.value)
+                variable.assign(state + np.asarray(number, state.dtype))
+        yield

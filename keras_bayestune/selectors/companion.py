@@ -75,7 +75,8 @@ def companion(
 
     class TrainingCompanion(Companion):
         def call(self, inputs, training=None):
-            return model(inputs)
+            # Said, because on JAX Keras calls this without the context that knows it.
+            return model(inputs, training=training)
 
     return TrainingCompanion() if training else Companion()
 

@@ -6,7 +6,15 @@ import pytest
 
 from keras_bayestune import BayesTuneSGLD
 from keras_bayestune.selectors import ScaleSelector
-from tests.selectors.network import Batches, new_data, new_model
+from tests.selectors.network import (
+    FEATURES,
+    HIDDEN,
+    OUTPUTS,
+    Batches,
+    chain,
+    new_data,
+    new_model,
+)
 
 # They look at the optimizer alone, and read its scales themselves.
 pytestmark = pytest.mark.filterwarnings("ignore:`fit` with BayesTuneSGLD ended")
@@ -18,9 +26,17 @@ def optimizer(**arguments):
     return BayesTuneSGLD(1e-2, **{**ARGUMENTS, **arguments})
 
 
-def test_scores_are_the_posterior_scales_of_a_fit():
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_scores_are_the_posterior_scales_of_a_fit(dropout):
     data = Batches(*new_data(), 10)
-    model = new_model(optimizer(), loss="mse")
+    model = chain(
+        keras.Input((FEATURES,)),
+        keras.layers.Dense(HIDDEN, activation="tanh", name="body"),
+        keras.layers.Dropout(dropout, seed=3),
+        keras.layers.Dense(OUTPUTS, name="head"),
+    )
+    model.set_weights(new_model().get_weights())
+    model.compile(optimizer(), "mse")
     selector = ScaleSelector(optimizer(), steps=7)
     scores = selector.scores(model, data)
     assert not selector.optimizer.built

@@ -140,18 +140,19 @@ def run_chains(
         ValueError: An argument is out of range, or the state in `backup_dir` is damaged
             or of another run; else as `Selector.scores`.
 
-    Example:
-    >>> import keras_bayestune as kbt
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
-    >>> sampling = kbt.BayesTuneSGLD(1e-3, warmup_steps=2, burn_in_steps=4, thinning=1)
-    >>> selector = kbt.selectors.ScaleSelector(sampling, steps=14, chains=2)
-    >>> chains = kbt.run_chains(selector, model, data, "mse", batch_size=4, verbose=0)
-    >>> chains
-    <2 chains of 10 samples>
-    >>> sorted(chains.statistics()) == sorted(v.path for v in model.weights)
-    True
-    >>> mask = kbt.SparseMask.from_scores(chains.mean_scores, 0.2)
+    Examples:
+        >>> import keras_bayestune as kbt
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> data = np.random.rand(8, 4), np.random.rand(8, 3)
+        >>> plan = {"warmup_steps": 2, "burn_in_steps": 4, "thinning": 1}
+        >>> sampling = kbt.BayesTuneSGLD(1e-3, **plan)
+        >>> selector = kbt.selectors.ScaleSelector(sampling, steps=14, chains=2)
+        >>> chains = kbt.run_chains(selector, model, data, "mse", verbose=0)
+        >>> chains
+        <2 chains of 10 samples>
+        >>> sorted(chains.statistics()) == sorted(v.path for v in model.weights)
+        True
+        >>> mask = kbt.SparseMask.from_scores(chains.mean_scores, 0.2)
     """
     if not isinstance(selector, ScaleSelector):
         raise TypeError(

@@ -25,10 +25,10 @@ def scrambled(images, seed=0):
     return np.stack([generator.permutation(x) for x in flat]).reshape(images.shape)
 
 
-def words_gone(tokens, share, seed=0):
-    """Return BERT's tokens of which a share of the words are the unknown word."""
+def words_gone(tokens, fraction, seed=0):
+    """Return BERT's tokens of which a fraction of the words is the unknown word."""
     generator = np.random.default_rng(seed)
     ids = np.array(tokens["token_ids"])
     is_word = ids > 103  # below: padding, unknown, class, separator, mask
-    gone = is_word & (generator.random(ids.shape) < share)
+    gone = is_word & (generator.random(ids.shape) < fraction)
     return {**tokens, "token_ids": np.where(gone, 100, ids)}

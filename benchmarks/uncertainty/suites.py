@@ -24,7 +24,7 @@ class ShiftedDigits(Digits):
         }
 
     def out_of_distribution(self, task, test):
-        """Return images that are no digits."""
+        """Return images that are not digits."""
         return shift.scrambled(test[0])
 
 

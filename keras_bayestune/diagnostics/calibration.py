@@ -29,7 +29,7 @@ def negative_log_likelihood(
 
     Raises:
         TypeError: Labels that are not integers.
-        ValueError: Other shapes, labels that are no class, rows that are no
+        ValueError: Other shapes, labels outside the classes, rows that are not
             probabilities.
 
     Examples:
@@ -77,7 +77,7 @@ def reliability(
 
     Raises:
         TypeError: Labels that are not integers.
-        ValueError: Other shapes, labels that are no class, rows that are no
+        ValueError: Other shapes, labels outside the classes, rows that are not
             probabilities, fewer than one bin.
 
     Examples:
@@ -153,7 +153,7 @@ def brier_score(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
     Raises:
         TypeError: Labels that are not integers.
-        ValueError: Other shapes, labels that are no class, rows that are no
+        ValueError: Other shapes, labels outside the classes, rows that are not
             probabilities.
 
     Examples:
@@ -192,6 +192,6 @@ def _checked(
             "Each row of `probabilities` must be >= 0 and add up to 1. Received: "
             f"values from {p.min():.3g} to {p.max():.3g}, sums from "
             f"{p.sum(1).min():.3g} to {p.sum(1).max():.3g}. Apply a softmax to logits; "
-            "outputs of a regression are no probabilities."
+            "outputs of a regression are not probabilities."
         )
     return p, y

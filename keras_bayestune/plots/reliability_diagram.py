@@ -38,7 +38,7 @@ def plot_reliability(
 
     Raises:
         TypeError: Labels that are not integers.
-        ValueError: Other shapes, labels that are no class, rows that are no
+        ValueError: Other shapes, labels outside the classes, rows that are not
             probabilities, fewer than one bin.
         ImportError: matplotlib is not installed.
 
@@ -77,7 +77,7 @@ def plot_reliability(
         color="white",
         edgecolor="0.3",
         alpha=0.6,
-        label="share of the examples",
+        label="fraction of the examples",
     )
     ax.plot(
         found.confidence[filled],

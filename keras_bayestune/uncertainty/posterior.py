@@ -240,7 +240,7 @@ class DeltaPosterior:
         # Rows of float16 or bfloat16 add up to 1 only so closely.
         if not (p.min() >= 0 and np.all(np.abs(p.sum(axis=-1) - 1.0) < 0.02)):
             raise ValueError(
-                "The model's outputs are no probabilities: received values from "
+                "The model's outputs are not probabilities: received values from "
                 f"{p.min():.3g} to {p.max():.3g}. Use outputs='logits' for a model "
                 "without an activation at its end, 'values' for a regression."
             )

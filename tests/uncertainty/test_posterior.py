@@ -263,7 +263,7 @@ def test_another_base_is_an_error(make_tuned):
 
 def test_a_regression_head_is_not_a_classifier(make_tuned):
     model, _, _, deltas = make_tuned(classes=2)
-    with pytest.raises(ValueError, match="outputs are no probabilities"):
+    with pytest.raises(ValueError, match="outputs are not probabilities"):
         DeltaPosterior(deltas, outputs="probabilities").predict(model, X, verbose=0)
 
 

@@ -11,6 +11,12 @@ import numpy as np
 from keras_bayestune import budgets
 from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.callbacks.stage_two_start import (
+    LastWeights,
+    check_start,
+    give_to_selected,
+    selected_values,
+)
 from keras_bayestune.callbacks.switching import switch_optimizer
 from keras_bayestune.default_selector import default_selector
 from keras_bayestune.deltas import SparseDelta, base_values
@@ -81,6 +87,7 @@ def fine_tune(
     steps_per_epoch: int | None = None,
     exclude: Sequence[str] | None = None,
     stage_2_callbacks: Sequence[keras.callbacks.Callback] = (),
+    stage_2_start: str = "anchors",
     verbose: str | int = "auto",
     seed: int | None = None,
 ) -> FineTuneResult:
@@ -127,6 +134,11 @@ def fine_tune(
             (`re.search`) does not compete. `None`: all that lies outside the backbone
             of a KerasHub task, unless a `WithPrior` says what competes.
         stage_2_callbacks: Keras callbacks for stage 2.
+        stage_2_start: "anchors": all weights begin stage 2 where they began stage 1.
+            "last values": the selected scalars, those of variables that train as a
+            whole included, begin it where the selector's last pass left them, if it
+            trains; all others at the anchors. Stage 1 ends with a second copy of the
+            weights in host memory then.
         verbose: As in `fit`.
         seed: Int in [0, 2**31): sets Keras's global seed and the default selector's.
 
@@ -161,6 +173,7 @@ def fine_tune(
     batch_size = check_steps("batch_size", batch_size)
     steps_per_epoch = check_steps("steps_per_epoch", steps_per_epoch)
     check_callbacks(stage_2_callbacks)
+    check_start(stage_2_start, ("anchors", "last values"))
     if finetune_optimizer is not None:
         check_inner("finetune_optimizer", finetune_optimizer)
     _check_model(model, loss)
@@ -199,14 +212,17 @@ def fine_tune(
         "class_weight": class_weight,
         "steps_per_epoch": steps_per_epoch,
     }
-    selection_history = keras.callbacks.History()
+    selection_history, last = keras.callbacks.History(), LastWeights()
+    watching: list[keras.callbacks.Callback] = [selection_history]
+    if stage_2_start == "last values":
+        watching.append(last)
     scores = selector.scores(
         model,
         train,
         loss,
         batch_size=batch_size,
         exclude=exclude,
-        callbacks=[selection_history],
+        callbacks=watching,
         verbose=verbose,
         **passes,
     )
@@ -218,6 +234,8 @@ def fine_tune(
     mask = SparseMask.from_scores(scores, always=others, **rule)
     mask = mask.in_order_of(model.trainable_variables)
     with strategy_scope(model):
+        give_to_selected(model, mask, selected_values(model, mask, last.values))
+        last.values.clear()
         inner = finetune_optimizer or keras.optimizers.Adam(1e-3)
         switch_optimizer(model, SparseOptimizer(inner, mask), loss, metrics)
     history = model.fit(

@@ -19,7 +19,7 @@ class Budget(abc.ABC):
     A value without state, whose `repr` says all of it. `SparseMask.from_scores` checks
     the scores and hands them over; a subclass implements `select`.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> class TwoOfEach(budgets.Budget):
         ...     def select(self, scores, ranking, fraction):

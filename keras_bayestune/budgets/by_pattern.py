@@ -28,7 +28,7 @@ class ByPattern(Budget):
             selecting, if a regex matches nothing, a pool selects nothing or its scores
             are all equal.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> scores = {"a/kernel": np.arange(4.0), "b/kernel": np.arange(4.0)}
         >>> budget = budgets.ByPattern({"^a/": 0.25})

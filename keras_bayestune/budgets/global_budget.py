@@ -13,7 +13,7 @@ class Global(Budget):
     Kim & Hospedales, "BayesTune", NeurIPS 2023, section 3.3. The `floor(fraction * n)`
     largest of n scores are selected, or all above a threshold.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> scores = {"a": np.array([1.0, 4.0]), "b": np.array([3.0, 2.0])}
         >>> mask = SparseMask.from_scores(scores, 0.5, budget=budgets.Global())

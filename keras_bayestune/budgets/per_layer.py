@@ -15,7 +15,7 @@ class PerLayer(Budget):
     A layer holds the variables whose paths are equal up to the last "/". Every layer
     gets its share, `floor(fraction * n)` in all, divided as by `PerTensor`.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> scores = {"a/kernel": np.array([8.0, 9.0]), "b/kernel": np.arange(2.0)}
         >>> mask = SparseMask.from_scores(scores, 0.5, budget=budgets.PerLayer())

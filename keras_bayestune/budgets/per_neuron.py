@@ -25,7 +25,7 @@ class PerNeuron(Budget):
     column. Every column gets its share, `floor(fraction * n)` in all: the exact share,
     rounded up where the next score is largest, else down.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> scores = {"kernel": np.array([[9.0, 1.0], [8.0, 2.0]])}
         >>> mask = SparseMask.from_scores(scores, 0.5, budget=budgets.PerNeuron())

@@ -17,7 +17,7 @@ class PerTensor(Budget):
     weight to weight than within one, this has selected better than `Global`; on small
     networks, where biases and norms are worth much, worse.
 
-    Example:
+    Examples:
         >>> from keras_bayestune import budgets
         >>> scores = {"a": np.array([8.0, 9.0]), "b": np.array([3.0, 2.0])}
         >>> mask = SparseMask.from_scores(scores, 0.5, budget=budgets.PerTensor())

@@ -149,18 +149,17 @@ class Plan:
             )
 
     def warn_of_early_end(
-        self, epoch: int, was_stopped: bool, is_restored: bool, samples: int
+        self, epoch: int, was_stopped: bool, weights: str, samples: int
     ) -> None:
         """Warn that `fit` was over before stage 1, or before stage 2 began.
 
         Args:
             epoch: The epoch in which it ended, from 1.
             was_stopped: Whether a callback stopped it.
-            is_restored: Whether the weights are the pre-trained ones.
+            weights: What they are now.
             samples: Posterior samples that the mask comes from.
         """
         cause = "a callback stopped it" if was_stopped else "the data or epochs ran out"
-        weights = "the pre-trained ones" if is_restored else "the last ones of stage 1"
         cure = "Let stage 1 run to its end"
         if self.finetune_optimizer is not None:
             cure = (

@@ -28,6 +28,12 @@ from keras_bayestune.callbacks.stage_two_callbacks import (
     StageTwoCallbacks,
     refuse_swapping,
 )
+from keras_bayestune.callbacks.stage_two_start import (
+    STARTS,
+    check_start,
+    give_to_selected,
+    selected_values,
+)
 from keras_bayestune.callbacks.task_head import exclude_head
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.diagnostics.chain_statistics import arviz
@@ -70,7 +76,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
         stage_2_callbacks: Keras callbacks that begin at the switch and see nothing of
             stage 1: what stops, saves or slows down by a metric, such as
             `EarlyStopping`. They begin anew in a `fit` that is resumed.
-        restore_anchors: Whether to start stage 2 from the pre-trained values.
+        stage_2_start: What the weights under the prior are when stage 1 ends:
+            "anchors", their pre-trained values; "last values", the same, but for the
+            selected scalars, which keep what the last update gave them (a moving
+            average, if the optimizer has `use_ema`); "last state", all as stage 1 left
+            them, of which no delta can be made.
         budget: Who competes with whom, as in `SparseMask.from_scores`.
         exclude_head: Whether the head of a KerasHub task carries no prior.
         trace_scalars: How many scalars to follow sample by sample, for `trace` and the
@@ -124,7 +134,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         selection_steps: int | None = None,
         finetune_optimizer: keras.optimizers.Optimizer | None = None,
         stage_2_callbacks: Iterable[keras.callbacks.Callback] = (),
-        restore_anchors: bool = True,
+        stage_2_start: str = "anchors",
         budget: Budget | None = None,
         exclude_head: bool = True,
         trace_scalars: int = 0,
@@ -151,7 +161,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 "`stage_2_callbacks` need a stage 2: give a `finetune_optimizer`, or "
                 "pass them to the `fit` that trains with the mask."
             )
-        self.restore_anchors = restore_anchors
+        self.stage_2_start = check_start(stage_2_start)
         self.exclude_head = exclude_head
         self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
         if self.trace_scalars:
@@ -173,6 +183,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._is_first_epoch = True
         self._has_ended_stage_one = self._has_trained_stage_two = False
         self._is_cut_short = False  # stage 1, if it is all of the plan
+        self._last_values: dict[str, np.ndarray] = {}  # to start stage 2 from
         self._others_are_to_restart = False
 
     def __repr__(self) -> str:
@@ -337,8 +348,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
         problem = self._skips.look(self.model.optimizer, self._run.batches)
         if problem is None:
             return
-        if self._run.result is None and self.restore_anchors:
-            stage_one.restore(self.model, stage_one.anchors_of(self.model))
+        if self._run.result is None:
+            self._restore(self.model, stage_one.anchors_of(self.model))
         raise ValueError(problem)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -407,13 +418,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         """See what is left when all other callbacks have ended, too."""
         if self._has_ended_stage_one and not self._has_trained_stage_two:
             # `fit` may have set averages, and another callback weights of stage 1.
-            if self.restore_anchors:
-                stage_one.restore(self.model, self.anchors)
+            self._restore(self.model, self.anchors)
             if self._is_cut_short or self.plan.finetune_optimizer is not None:
                 self.plan.warn_of_early_end(
                     self._run.epoch + 1,
                     self.model.stop_training,
-                    self.restore_anchors,
+                    STARTS[self.stage_2_start],
                     self.metadata["samples"],
                 )
         skipped = self._run.skipped_steps(self.model)
@@ -431,14 +441,20 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if self._backup is not None:
             self._backup.delete()
 
+    def _restore(self, model: keras.Model, anchors: dict[str, np.ndarray]) -> None:
+        """Give the weights what stage 2 starts from."""
+        if self.stage_2_start != "last state":
+            stage_one.restore(model, anchors)
+        if self._last_values:
+            give_to_selected(model, self.mask, self._last_values)
+
     def _end_stage_one(self, is_last: bool = False) -> None:
         model = self.model  # read once it syncs the state on JAX
         optimizer = stage_one.stage_one_optimizer(model)
         try:
             result = stage_one.result_of_stage_one(model, self.plan)
         except ValueError:
-            if self.restore_anchors:
-                stage_one.restore(model, stage_one.anchors_of(model))
+            self._restore(model, stage_one.anchors_of(model))
             raise
         self._learning.warn(model, optimizer)
         self._run.numbers = stage_one_numbers(
@@ -451,8 +467,9 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if self.plan.finetune_optimizer is not None:
             # As at the end of a `fit`: moving averages, which the head keeps.
             optimizer.finalize_variable_values(model.trainable_variables)
-        if self.restore_anchors:
-            stage_one.restore(model, self.anchors)
+        if self.stage_2_start == "last values":
+            self._last_values = selected_values(model, result.mask)
+        self._restore(model, self.anchors)
         self._run.switch(model, result.mask)
         if is_last:
             return

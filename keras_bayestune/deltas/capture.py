@@ -70,9 +70,10 @@ def capture(
             f"{sum(moved.values())} scalars outside the mask differ from the base, in "
             f"{len(moved)} variables ({counts}). A delta stores the selected scalars "
             "only and would not reproduce this model. Tune from the base values with "
-            "`SparseOptimizer` (SparseMaskCallback: restore_anchors=True), and let no "
-            "callback put back weights of stage 1, as EarlyStopping("
-            "restore_best_weights=True) does unless it begins with stage 2. "
+            "`SparseOptimizer` (SparseMaskCallback: stage_2_start='anchors' or 'last "
+            "values'), and let no callback put back weights of stage 1, as "
+            "EarlyStopping(restore_best_weights=True) does unless it begins with stage "
+            "2. "
             "`SparseDelta.from_checkpoints` stores all that moved."
         )
     return variables

@@ -76,7 +76,7 @@ def test_a_callback_that_did_not_end_stage_one_serves_another_model():
 
 
 def test_sampling_for_longer_makes_a_new_mask():
-    model, select = new_model(), SparseMaskCallback(0.3, restore_anchors=False)
+    model, select = new_model(), SparseMaskCallback(0.3, stage_2_start="last state")
     fit(model, [select])
     mask = select.mask
     assert select.metadata["samples"] == 4

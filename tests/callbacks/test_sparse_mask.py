@@ -222,7 +222,7 @@ def test_anchors_need_not_be_restored():
         fraction=0.3,
         selection_epochs=1,
         finetune_optimizer=SGD(0.0),
-        restore_anchors=False,
+        stage_2_start="last state",
     )
     fit(model, [select], epochs=2)
     assert (

@@ -64,8 +64,8 @@ def test_saved_and_applied_to_a_fresh_model(run, small, tmp_path):
 
 def test_not_restored_to_the_base(run):
     adam = keras.optimizers.Adam(1e-2)
-    model, select = run(finetune_optimizer=adam, restore_anchors=False)
-    with pytest.raises(ValueError, match="from the base.*restore_anchors=True.*Early"):
+    model, select = run(finetune_optimizer=adam, stage_2_start="last state")
+    with pytest.raises(ValueError, match="from the base.*stage_2_start=.*Early"):
         SparseDelta.from_model(model, select)
 
 

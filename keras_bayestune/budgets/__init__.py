@@ -6,5 +6,14 @@ from keras_bayestune.budgets.global_budget import Global
 from keras_bayestune.budgets.per_layer import PerLayer
 from keras_bayestune.budgets.per_neuron import PerNeuron
 from keras_bayestune.budgets.per_tensor import PerTensor
+from keras_bayestune.budgets.relative import Relative
 
-__all__ = ["Budget", "ByPattern", "Global", "PerLayer", "PerNeuron", "PerTensor"]
+__all__ = [
+    "Budget",
+    "ByPattern",
+    "Global",
+    "PerLayer",
+    "PerNeuron",
+    "PerTensor",
+    "Relative",
+]

@@ -1,5 +1,6 @@
 """Selectors: rules that score every scalar by how much it is worth moving."""
 
+from keras_bayestune.selectors.activation_magnitude import ActivationMagnitude
 from keras_bayestune.selectors.bitfit import BitFit
 from keras_bayestune.selectors.fisher import Fisher
 from keras_bayestune.selectors.gradient_sum import GradientSum
@@ -14,6 +15,7 @@ from keras_bayestune.selectors.snip import SNIP
 
 __all__ = [
     "SNIP",
+    "ActivationMagnitude",
     "BitFit",
     "Fisher",
     "GradientSum",

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+_NO_BATCH = "Expected a tuple of arrays (x, y), or a data set of batches. Received: {}."
+
 
 def fit_arguments(data: Any, batch_size: int | None) -> dict[str, Any]:
     """Return the arguments by which `fit` takes `data`.
@@ -93,32 +95,47 @@ def _is_one_array(arrays: Any) -> bool:
     return isinstance(arrays, list) and np.ndim(arrays[0]) == 0
 
 
-def first_batch(
+def each_batch(
     data: Any, batch_size: int, preprocess: Callable[..., Any] | None
-) -> tuple[Any, Any, Any]:
-    """Return `(x, y, sample_weight)` of the first batch, as NumPy arrays.
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield `(x, y, sample_weight)` of every batch, as NumPy arrays.
 
     Args:
-        data: Arrays, of which the batch takes `batch_size` rows, or a data set.
+        data: Arrays, of which a batch takes `batch_size` rows, or a data set.
         batch_size: For arrays only.
         preprocess: As in `single_examples`.
 
     Raises:
-        ValueError: if `data` are neither, or hold no batch.
+        ValueError: if `data` are neither.
     """
+    batches: Iterator[Any]
     if isinstance(data, tuple):
-        batch = take_rows(data, 0, batch_size)
+        starts = range(0, _count_rows(data), batch_size)
+        batches = (take_rows(data, i, i + batch_size) for i in starts)
     elif isinstance(data, keras.utils.PyDataset):
-        batch = data[0]
+        length = batches_per_epoch(data, None)
+        indices = itertools.count() if length is None else range(length)
+        batches = (data[i] for i in indices)
     else:
         try:
-            batch = next(iter(data))
-        except (TypeError, StopIteration):
-            raise ValueError(
-                "Expected a tuple of arrays (x, y), or a data set of batches. "
-                f"Received: {data!r}."
-            ) from None
-    return keras.utils.unpack_x_y_sample_weight(_in_numpy(batch, preprocess))
+            batches = iter(data)
+        except TypeError:
+            raise ValueError(_NO_BATCH.format(repr(data))) from None
+    for batch in batches:
+        yield keras.utils.unpack_x_y_sample_weight(_in_numpy(batch, preprocess))
+
+
+def first_batch(
+    data: Any, batch_size: int, preprocess: Callable[..., Any] | None
+) -> tuple[Any, Any, Any]:
+    """Return the first batch of `each_batch`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for batch in each_batch(data, batch_size, preprocess):
+        return batch
+    raise ValueError(_NO_BATCH.format(repr(data)))
 
 
 def single_examples(

@@ -24,7 +24,9 @@ class GradientSum(Selector):
         | sum_b dL_b/dtheta_i |       L_b: the mean loss of batch b
 
     so a smaller last batch counts as a full one. Not copied: there dropout is on, each
-    batch's gradient is clipped, and each tensor has a budget of its own.
+    batch's gradient is clipped, and each tensor has a budget of its own, which
+    `budgets.PerTensor()` gives. With `budgets.PerNeuron()` and a warmed-up head it is
+    the rule of GPS (Zhang et al., CVPR 2024).
 
     Cost: one pass over the data, forward and backward, after `head_steps` batches; 4
     bytes per scalar on the device.

@@ -16,8 +16,9 @@ class Magnitude(Selector):
 
     Magnitude pruning (Han et al., "Learning both Weights and Connections for
     Efficient Neural Networks", NeurIPS 2015) as a rule for what to tune: the baseline
-    "MagPruning" of Fu et al., AAAI 2023. Blind to the task. Cost: no pass over the
-    data; 4 bytes per scalar.
+    "MagPruning" of Fu et al., AAAI 2023. Blind to the task. With
+    `budgets.PerNeuron()` the rule of NeuroAda (Zhang et al., EMNLP 2025). Cost: no
+    pass over the data; 4 bytes per scalar.
 
     Examples:
         >>> model = keras.Sequential(

@@ -1,8 +1,9 @@
 """Running a model over data for a selector, beside what it is compiled with."""
 
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import keras
 
 from keras_bayestune.selectors.batches import (
     batches_per_epoch,
+    each_batch,
     fit_arguments,
     single_examples,
 )
@@ -97,6 +99,22 @@ class Training:
             epochs=1,
             steps=steps,
         )
+
+    def inputs(self, steps: int | None) -> Iterator[Any]:
+        """Yield what the model is called with, batch by batch, as NumPy arrays.
+
+        Args:
+            steps: At most so many batches; `None` for one pass over the data.
+
+        Raises:
+            ValueError: if there are no data.
+        """
+        self._fit_arguments()  # the checks
+        preprocess = self.model.preprocess_samples if is_task(self.model) else None
+        batches = each_batch(self.data, self.batch_size or 32, preprocess)
+        limits = [n for n in (steps, self.steps_per_epoch) if n is not None]
+        for x, _, _ in itertools.islice(batches, min(limits, default=None)):
+            yield x
 
     @property
     def batches_per_epoch(self) -> int | None:

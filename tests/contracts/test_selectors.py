@@ -9,6 +9,7 @@ from tests.contracts.tiny import bits, concrete_subclasses, new_data, new_model
 
 SELECTORS = {
     "SNIP": lambda: selectors.SNIP(),
+    "ActivationMagnitude": lambda: selectors.ActivationMagnitude(steps=2),
     "BitFit": lambda: selectors.BitFit(),
     "Fisher": lambda: selectors.Fisher(),
     "GradientSum": lambda: selectors.GradientSum(),

@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 import keras_bayestune as kbt
 from benchmarks.quality import methods
@@ -20,6 +21,11 @@ from benchmarks.quality.evaluation import batches, evaluate
 from benchmarks.quality.memory import peak_megabytes, reset_peak
 from benchmarks.quality.stage2 import Stage2
 from benchmarks.quality.suite import Problem, Suite
+from keras_bayestune.callbacks.stage_two_start import (
+    LastWeights,
+    give_to_selected,
+    selected_values,
+)
 from keras_bayestune.files import write_atomic
 
 
@@ -87,6 +93,12 @@ class Masks:
         seconds = json.loads((place / "seconds.json").read_text())
         return kbt.SparseMask.load(place / self._name(cell.fraction)), seconds
 
+    def start(self, cell: Cell, model: keras.Model, mask: kbt.SparseMask) -> None:
+        """Give the selected scalars their last values, if the method is to."""
+        if cell.method == methods.LAST_VALUES:
+            values = self._place(cell, cell.method) / f"{cell.fraction}.values"
+            give_to_selected(model, mask, load_file(values))
+
     def _place(self, cell: Cell, method: str) -> Path:
         key = dataclasses.replace(cell, method=method, fraction=None)
         return self.folder / key.file_name.removesuffix(".json")
@@ -98,7 +110,9 @@ class Masks:
         start = time.perf_counter()
         select = methods.SELECTIONS[cell.method]
         problem.model.set_weights(problem.weights)
-        found = select(self.suite, problem, cell.seed)
+        last = LastWeights()
+        watched = dataclasses.replace(problem, callbacks=(last,))
+        found = select(self.suite, watched, cell.seed)
         seconds = time.perf_counter() - start
         for method, scores in found.items():
             place = self._place(cell, method)
@@ -113,8 +127,14 @@ class Masks:
                 mask.save(place / self._name(None))
             else:
                 for p in self.suite.fractions:
-                    mask = kbt.SparseMask.from_scores(scores, p, always=head)
+                    budget = methods.BUDGETS.get(method)
+                    mask = kbt.SparseMask.from_scores(
+                        scores, p, budget=budget, always=head
+                    )
                     mask.save(place / self._name(p))
+                    if method == methods.LAST_VALUES:
+                        values = selected_values(problem.model, mask, last.values)
+                        save_file(values, place / f"{p}.values")
             write_atomic(place / "seconds.json", f"{seconds:.2f}".encode())
 
 
@@ -141,6 +161,7 @@ def run_cell(suite: Suite, cell: Cell, masks: Masks) -> dict[str, Any] | None:
     elif cell.method != methods.FULL:
         mask, seconds = masks.get(cell, problem)
         model.set_weights(problem.weights)
+        masks.start(cell, model, mask)
 
     steps = suite.budget - methods.selection_steps(cell.method, suite, problem)
     rates = suite.full_rates if cell.method == methods.FULL else suite.rates

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_bayestune as kbt
 from benchmarks.quality.suite import Problem, Suite
-from keras_bayestune import selectors
+from keras_bayestune import budgets, selectors
 from keras_bayestune.samplers import (
     Authors,
     Collapsed,
@@ -79,6 +79,7 @@ def score(rule, suite, problem):
         problem.loss,
         batch_size=suite.batch_size,
         exclude=problem.head,
+        callbacks=problem.callbacks,
     )
 
 
@@ -151,6 +152,22 @@ VARIANTS = {
     "BayesTune, joint Langevin": {"sampler": JointLangevin()},
     "BayesTune, authors' code": {"sampler": Authors()},
 }
+# BayesTune's scores under another budget.
+BUDGETS = {
+    "BayesTune, per tensor": budgets.PerTensor(),
+    "BayesTune, per neuron": budgets.PerNeuron(),
+    "BayesTune, relative": budgets.Relative(),
+    "BayesTune, relative, strength 0": budgets.Relative(0.0),
+    "BayesTune, relative, exponent 1/2": budgets.Relative(0.0, 0.5),
+}
+# The default, with stage 2 from the last values of what is selected.
+LAST_VALUES = "BayesTune, last values"
+
+
+def by_budget(suite, problem, seed):
+    return dict.fromkeys([*BUDGETS, LAST_VALUES], scale(suite, problem, seed))
+
+
 # What one selection run serves, by method.
 SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     OURS: bayestune(OURS),
@@ -164,6 +181,7 @@ SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     BITFIT: bitfit,
     UNBAYESIAN: movement(UNBAYESIAN, PartiallyAdaptiveMetric()),
     **{name: bayestune(name, **changed) for name, changed in VARIANTS.items()},
+    **dict.fromkeys([*BUDGETS, LAST_VALUES], by_budget),
 }
 METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:])
 

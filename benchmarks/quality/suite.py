@@ -24,6 +24,8 @@ class Problem:
     metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]  # the first one ranks
     head: tuple[str, ...]  # regular expressions: what does not compete
     is_classification: bool
+    # Told of the passes over the data in which a rule trains.
+    callbacks: tuple[keras.callbacks.Callback, ...] = ()
 
 
 class Suite(abc.ABC):

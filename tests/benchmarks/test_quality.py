@@ -95,6 +95,26 @@ def test_a_finished_cell_is_not_run_again(finished, monkeypatch, capsys):
     assert set(records(folder)) == set(before)
 
 
+def test_budgets_and_last_values_share_one_selection(tmp_path):
+    chosen = [methods.LAST_VALUES, "BayesTune, per tensor"]
+    arguments = ["--tasks", "turned", "--fractions", "0.02", "--methods", *chosen]
+    run(tmp_path, *arguments)
+    found = {c.method: r["trained scalars"] for c, r in records(tmp_path).items()}
+    assert found == dict.fromkeys(chosen, HEAD + int(0.02 * BACKBONE))
+    folders = list((tmp_path / "digits-20-20" / "masks").iterdir())
+    assert len(folders) == len(methods.BUDGETS) + 1
+    [values] = (tmp_path / "digits-20-20" / "masks").glob("*/*.values")
+    mask = kbt.SparseMask.load(values.with_suffix(".safetensors"))
+    last = cells.load_file(values)
+    assert {p: len(v) for p, v in last.items()} == {
+        path: len(found) for path, found in mask.indices.items() if len(found)
+    }
+    model = new_model()
+    cells.give_to_selected(model, mask, last)
+    kernel = model.get_layer("head").kernel.numpy()
+    np.testing.assert_array_equal(kernel.ravel(), last["head/kernel"])
+
+
 def test_the_table_has_a_row_for_each_method(finished, capsys):
     run(finished[0], do="table")
     rows = capsys.readouterr().out.splitlines()

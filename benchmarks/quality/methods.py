@@ -157,6 +157,7 @@ BUDGETS = {
     "BayesTune, per tensor": budgets.PerTensor(),
     "BayesTune, per neuron": budgets.PerNeuron(),
     "BayesTune, relative": budgets.Relative(),
+    "BayesTune, relative, strength 1e4": budgets.Relative(1e4),
     "BayesTune, relative, strength 0": budgets.Relative(0.0),
     "BayesTune, relative, exponent 1/2": budgets.Relative(0.0, 0.5),
 }

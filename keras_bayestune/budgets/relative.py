@@ -49,7 +49,7 @@ class Relative(Budget):
         {'a': [1], 'b': []}
     """
 
-    def __init__(self, strength: float = 1e4, exponent: float = 1.0):
+    def __init__(self, strength: float = 1e5, exponent: float = 1.0):
         self.strength = _checked("strength", strength, math.inf)
         self.exponent = _checked("exponent", exponent, 1.0)
 

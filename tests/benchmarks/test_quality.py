@@ -103,8 +103,8 @@ def test_budgets_and_last_values_share_one_selection(tmp_path):
     assert found == dict.fromkeys(chosen, HEAD + int(0.02 * BACKBONE))
     folders = list((tmp_path / "digits-20-20" / "masks").iterdir())
     assert len(folders) == len(methods.BUDGETS) + 1
-    [values] = (tmp_path / "digits-20-20" / "masks").glob("*/*.values")
-    mask = kbt.SparseMask.load(values.with_suffix(".safetensors"))
+    [values] = (tmp_path / "digits-20-20" / "masks").glob("*/0.02.values")
+    mask = kbt.SparseMask.load(values.with_name("0.02.safetensors"))
     last = cells.load_file(values)
     assert {p: len(v) for p, v in last.items()} == {
         path: len(found) for path, found in mask.indices.items() if len(found)

@@ -1,6 +1,8 @@
 """Links lead somewhere, the code runs, and the API page agrees with the code."""
 
+import importlib.util
 import inspect
+import json
 import pathlib
 import re
 import types
@@ -79,6 +81,7 @@ PAGES = [  # all of their code runs, in order within a page
     for page in sorted((ROOT / folder).glob("*.md"))
     if "```python" in page.read_text(encoding="utf-8")
 ]
+EVERYWHERE = {"docs/quick-start.md"}  # on every backend, not on JAX alone
 
 
 def test_code_is_found():
@@ -115,12 +118,13 @@ def tiny_preset(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_a_page_runs(page, root, tiny_preset, tmp_path, monkeypatch):
-    """On JAX; on another backend only a page with a block for it (```python torch)."""
+    """On JAX; elsewhere the first page, and pages with a block for the backend."""
     text = (root / page).read_text(encoding="utf-8")
     blocks = list(BLOCK.finditer(text))
     assert len(blocks) == len(re.findall(r"^ *```python", text, re.M))
     backend = keras.config.backend()
-    if backend != "jax" and backend not in {block["backend"] for block in blocks}:
+    known = {"jax", *(block["backend"] for block in blocks)}
+    if backend not in known and page not in EVERYWHERE:
         pytest.skip(f"{page} has no code for {backend} alone")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page}
@@ -129,6 +133,26 @@ def test_the_code_of_a_page_runs(page, root, tiny_preset, tmp_path, monkeypatch)
             line = block.string[: block.start("code")].count("\n")
             code = "\n" * line + block["code"]  # a traceback then names the page's line
             exec(compile(code, root / page, "exec"), names)
+
+
+def test_the_notebook_is_the_guide(root):
+    """Its cells are the page's blocks, which run above, with the page's outputs."""
+    path = root / "docs" / "run_guide.py"
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    run_guide = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(run_guide)
+    page = run_guide.GUIDE.read_text(encoding="utf-8")
+    written = json.loads(run_guide.NOTEBOOK.read_text(encoding="utf-8"))
+    assert written == run_guide.notebook(page), "Run `python docs/run_guide.py`."
+    cells = ["".join(cell["source"]) for cell in written["cells"]]
+    code = [block["code"].strip("\n") for block in BLOCK.finditer(page)]
+    assert code and [cell for cell in cells if cell in code] == code
+
+
+def test_the_site_has_every_page(root):
+    navigation = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w-]+\.md$", navigation, re.M))
+    assert listed == {page.name for page in (root / "docs").glob("*.md")}
 
 
 SIGNATURE = re.compile(

@@ -95,7 +95,8 @@ class SparseMaskCallback(keras.callbacks.Callback):
             that `fit` shuffles goes on as well, except on TensorFlow, where tf.data
             draws it from a state that cannot be read.
         compact_gradients: Whether stage 2 computes the gradients of Dense, EinsumDense
-            and Embedding layers at the selected scalars only: "auto" where that is
+            and embedding layers, heads of tied tables included, and of convolutions of
+            patches at the selected scalars only: "auto" where that is
             estimated to be faster, `True` wherever it can be, `False` nowhere.
         max_skipped_steps: `fit` ends with an error when so many updates in a row are
             skipped because a gradient is not finite. A look every so many batches.

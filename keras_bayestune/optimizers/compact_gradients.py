@@ -1,32 +1,26 @@
 """Stage 2 without the gradients of frozen scalars."""
 
 import contextlib
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
-from keras.layers import Dense, EinsumDense, Embedding, Layer, ReversibleEmbedding
+from keras.layers import Layer
 
+from keras_bayestune.optimizers.compact_layers import Call, call_with_probes, uses_of
 from keras_bayestune.optimizers.sparse import SparseOptimizer
 from keras_bayestune.optimizers.unscaled import unscaled
 from keras_bayestune.paths import variable_paths
-from keras_bayestune.updates.matmul_layout import MatmulLayout
 from keras_bayestune.updates.probed_step import keeping_values, step_with_probes
 from keras_bayestune.updates.replicas import is_one_device
 from keras_bayestune.updates.selected_gradients import (
-    Gradient,
     is_faster_here,
-    kernel_gradient,
     recording,
-    table_gradient,
     with_gradient,
 )
-
-Tensor = Any  # a backend tensor
-Call = Callable[..., Any]
 
 
 class CompactGradients:
@@ -42,7 +36,8 @@ class CompactGradients:
     for a step is put back when it ends, however it ends.
 
     Layers of another kind, quantised ones and those with LoRA keep their whole
-    gradient, and so does everything under a distribution. A layer that is called
+    gradient, and so does everything under a distribution and a weight that is read
+    without a call of its layer. A layer that is called
     inside a TensorFlow branch or loop or under PyTorch's `vmap`, from where no gradient
     reaches a probe, computes its whole gradient there.
 
@@ -66,6 +61,8 @@ class CompactGradients:
         self.layers: dict[str, str] = {}  # path of the weight -> of its layer
         self._calls: list[tuple[Layer, Call]] = []
         self._probes: dict[int, keras.Variable] = {}  # by index of the weight
+        # Weights that have probes, and gradients of their own beside them.
+        self._reached: set[int] = set()
         self._frozen = [
             variable
             for i, variable in enumerate(optimizer._trainable_variables)
@@ -84,44 +81,56 @@ class CompactGradients:
 
     @property
     def gradient_bytes(self) -> int:
-        """Bytes of the gradients of stage 2: of selected scalars, or of a weight."""
+        """Bytes of the gradients of stage 2: of selected scalars, of weights, or both.
+
+        What reads a weight otherwise than by calling its layer, such as a regularizer
+        or KerasHub's Gemma 4, asks for a whole gradient. That shows in the first step:
+        before it, whole are those of weights without a probe alone.
+        """
         total = 0
         for i, variable in enumerate(self.optimizer._trainable_variables):
             if i in self._probes:
                 total += np.dtype("float32").itemsize * math.prod(self._probes[i].shape)
-            elif self.optimizer.trains(i):
-                total += ops.convert_to_numpy(variable).nbytes
+            if i in self._reached or i not in self._probes and self.optimizer.trains(i):
+                total += np.dtype(variable.dtype).itemsize * math.prod(variable.shape)
         return total
 
     def _plan(self, layer: Layer) -> None:
-        weight = _weight_of(layer)
-        if weight is None or id(weight) not in self._indices():
+        probed = {}
+        for name, use in uses_of(layer).items():
+            i = self._indices().get(id(use.weight))
+            indices = None if i is None else self.optimizer.selected_indices(i)
+            if i is None or indices is None:
+                continue
+            gradient = use.gradient(indices, self.force, self.model.jit_compile)
+            if gradient is not None:
+                probe = self._probe_of(i, len(indices), layer)
+                probed[name] = functools.partial(
+                    with_gradient, probe=probe, gradient=gradient
+                )
+        if not probed:
             return
-        i = self._indices()[id(weight)]
-        indices = self.optimizer.selected_indices(i)
-        if i in self._probes or indices is None:
-            return
-        new_call = _new_call(layer, indices, self.force, self.model.jit_compile)
-        if new_call is None:
-            return
-        # Not cast with the layer's other variables: its gradient is to be float32.
-        probe = keras.Variable(
-            np.zeros(len(indices), "float32"),
-            dtype="float32",
-            autocast=False,
-            name=f"{layer.name}_probe",
-        )
-        original = layer.call
+        original, compact = layer.call, call_with_probes(layer, probed)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if recording() != self._recording:
-                return original(*args, **kwargs)
-            return new_call(original, probe, *args, **kwargs)
+            is_reached = recording() == self._recording
+            return (compact if is_reached else original)(*args, **kwargs)
 
-        self._probes[i] = probe
         self._calls.append((layer, call))
-        path = variable_paths(self.optimizer._trainable_variables)[i]
-        self.layers[path] = layer.path
+
+    def _probe_of(self, i: int, size: int, layer: Layer) -> keras.Variable:
+        if i not in self._probes:
+            # Not cast with the layer's other variables: its gradient is to be float32.
+            # A name of its own: by it PyTorch's module finds it to clear its gradient.
+            self._probes[i] = keras.Variable(
+                np.zeros(size, "float32"),
+                dtype="float32",
+                autocast=False,
+                name=f"probe_{i}",
+            )
+            path = variable_paths(self.optimizer._trainable_variables)[i]
+            self.layers[path] = layer.path
+        return self._probes[i]
 
     def _indices(self) -> dict[int, int]:
         variables = self.optimizer._trainable_variables
@@ -163,7 +172,12 @@ class CompactGradients:
         attributes = vars(self.model)
         before = attributes.get("train_step")
         attributes["train_step"] = step_with_probes(
-            self.model, self.model.train_step, self._showing_probes, self._frozen
+            self.model,
+            self.model.train_step,
+            self._showing_probes,
+            self._frozen,
+            {i: self.optimizer._trainable_variables[i] for i in self._probes},
+            self._reached.add,
         )
         try:
             yield
@@ -192,11 +206,11 @@ class CompactGradients:
                 )
             for layer, call in self._calls:
                 vars(layer)["call"] = call  # not a state that Keras should track
-            self.optimizer.expect(self._probes)
+            self.optimizer.expect(self._probes, self._reached.add)
             self._recording = recording()
             yield
         finally:
-            self.optimizer.expect({})
+            self.optimizer.expect({}, self._reached.add)
             for layer, _ in self._calls:
                 vars(layer).pop("call", None)
             for optimizer, variables in zip(optimizers, before, strict=True):
@@ -205,78 +219,3 @@ class CompactGradients:
                 self.model._untrack_variable(probe)
             if was_locked:
                 tracker.lock()
-
-
-def _weight_of(layer: Layer) -> keras.Variable | None:
-    """Return the weight whose gradient can be compact, or `None`."""
-    calls = {  # a subclass may do anything with the weight in a `call` of its own
-        Dense.call: Dense.kernel,
-        EinsumDense.call: EinsumDense.kernel,
-        Embedding.call: Embedding.embeddings,
-        ReversibleEmbedding.call: Embedding.embeddings,
-    }
-    attribute = calls.get(type(layer).call)
-    if attribute is None or "call" in vars(layer) or not layer.built:
-        return None
-    name = "embeddings" if attribute is Embedding.embeddings else "kernel"
-    if vars(type(layer)).get(name, attribute) is not attribute:
-        return None
-    if layer.quantization_mode is not None or layer.lora_enabled:
-        return None
-    if layer._remat_mode is not None:
-        return None
-    if type(layer).call is ReversibleEmbedding.call and layer.mask_zero:
-        return None  # its call also makes the mask
-    weight = layer._embeddings if name == "embeddings" else layer._kernel
-    if weight.dtype not in ("float32", "bfloat16", "float16"):
-        return None
-    return weight
-
-
-def _new_call(
-    layer: Any, indices: np.ndarray, force: bool, jit_compile: bool
-) -> Call | None:
-    if isinstance(layer, Embedding):
-        shape = (layer.input_dim, layer.output_dim)
-        of_table = table_gradient(shape, indices, force)
-        return None if of_table is None else _embedding_call(layer, of_table)
-    equation = layer.equation if isinstance(layer, EinsumDense) else "...a,ab->...b"
-    layout = MatmulLayout.parse(equation, tuple(layer._kernel.shape))
-    if layout is None:
-        return None
-    of_kernel = kernel_gradient(layout, indices, force, jit_compile)
-    return None if of_kernel is None else _dense_call(layer, equation, of_kernel)
-
-
-def _dense_call(layer: Any, equation: str, gradient: Gradient) -> Call:
-    """Return `Dense.call` or `EinsumDense.call` with the gradient for a probe."""
-
-    def call(original: Call, probe: Any, inputs: Any, training: Any = None) -> Any:
-        kernel = ops.stop_gradient(layer.kernel)
-        if isinstance(layer, Dense):
-            x = ops.matmul(inputs, kernel)
-        else:
-            x = ops.einsum(equation, inputs, kernel)
-        x = with_gradient(x, inputs, ops.convert_to_tensor(probe), gradient)
-        if layer.bias is not None:
-            x = ops.add(x, layer.bias)
-        if layer.activation is not None:
-            x = layer.activation(x)
-        return x
-
-    return call
-
-
-def _embedding_call(layer: Any, gradient: Gradient) -> Call:
-    """Return `Embedding.call` with the gradient for a probe."""
-
-    def call(original: Call, probe: Any, inputs: Any, reverse: bool = False) -> Any:
-        if reverse:  # the table as a kernel: its gradient is dense anyway
-            return original(inputs, reverse=True)
-        if inputs.dtype not in ("int32", "int64"):
-            inputs = ops.cast(inputs, "int32")
-        x = ops.take(ops.stop_gradient(layer.embeddings), inputs, axis=0)
-        x = ops.cast(x, layer.compute_dtype)
-        return with_gradient(x, inputs, ops.convert_to_tensor(probe), gradient)
-
-    return call

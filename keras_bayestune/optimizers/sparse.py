@@ -3,7 +3,7 @@
 
 import hashlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +23,7 @@ from keras_bayestune.optimizers.state import (
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.updates.apply_if_finite import apply_if_finite
 from keras_bayestune.updates.gather_scatter import write
+from keras_bayestune.updates.probed_step import is_whole
 from keras_bayestune.updates.replicas import (
     check_have_values,
     creation_scope,
@@ -212,13 +213,17 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         found = [v.indices_in(i) for v in self._vectors if i in v.weights]
         return found[0] if found else None
 
-    def expect(self, probes: Mapping[int, keras.Variable]) -> None:
+    def expect(
+        self, probes: Mapping[int, keras.Variable], note: Callable[[int], None]
+    ) -> None:
         """Add the gradients of these variables, and of no others, to those of weights.
 
         Args:
             probes: By place of the weight; the gradient of each has the shape of the
                 weight's selected scalars.
+            note: Called with the place of a weight that has a gradient of its own, too.
         """
+        self._note = note
         self._probed = {self._var_key(probe): i for i, probe in probes.items()}
 
     @property
@@ -251,6 +256,9 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 continue
             self._check_variables_are_known([variable])
             gradients[self._get_variable_index(variable)] = gradient
+        for i in compact:
+            if is_whole(gradients.get(i)):
+                self._note(i)
         with keras.name_scope(self.name):
             self._apply_to_selected(gradients, compact)
         self._iterations.assign_add(1)

@@ -1,11 +1,14 @@
 """A train step that differentiates by more variables than the model shows outside."""
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
 from keras import ops
+
+Tensor = Any  # a backend tensor
 
 
 def step_with_probes(
@@ -13,6 +16,8 @@ def step_with_probes(
     train_step: Callable[..., Any],
     showing_probes: Callable[[], AbstractContextManager[None]],
     frozen: Sequence[keras.Variable],
+    probed: Mapping[int, keras.Variable],
+    note: Callable[[int], None],
 ) -> Callable[..., Any]:
     """Return `train_step`, run while the model counts probes as trainable variables.
 
@@ -25,6 +30,9 @@ def step_with_probes(
         train_step: The model's own.
         showing_probes: Context in which `model.trainable_variables` has the probes.
         frozen: Variables that the optimizer leaves alone.
+        probed: Weights that probes stand for, by place.
+        note: Called with the place of each of these that has a gradient of its own, on
+            JAX; elsewhere the gradient itself `is_whole`, or not.
     """
     if keras.backend.backend() == "jax":
 
@@ -40,7 +48,10 @@ def step_with_probes(
                     values[id(v)] if id(v) in values else ops.zeros(v.shape, v.dtype)
                     for v in variables
                 ]
-                logs, (new, *others) = train_step((shown, *state[1:]), data)
+                places = {id(probed[i]): i for i in probed}
+                known = [places.get(id(variable)) for variable in variables]
+                with _watching(model, known, note):
+                    logs, (new, *others) = train_step((shown, *state[1:]), data)
             kept = [
                 value
                 for variable, value in zip(variables, new, strict=True)
@@ -61,6 +72,37 @@ def step_with_probes(
                 variable.trainable = True
 
     return step
+
+
+@contextmanager
+def _watching(
+    model: keras.Model, places: Sequence[int | None], note: Callable[[int], None]
+) -> Iterator[None]:
+    """Note which trainable variables that have a place the loss of JAX reaches."""
+    from keras_bayestune.updates.selected_gradients_jax import watched
+
+    original = model.compute_loss_and_updates
+
+    def loss(values: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        values = [
+            value if i is None else watched(value, functools.partial(note, i))
+            for value, i in zip(values, places, strict=True)
+        ]
+        return original(values, *args, **kwargs)
+
+    vars(model)["compute_loss_and_updates"] = loss
+    try:
+        yield
+    finally:
+        del vars(model)["compute_loss_and_updates"]
+
+
+def is_whole(gradient: Tensor | None) -> bool:
+    """Whether the gradient that a weight got says that something reads it.
+
+    On JAX it does not: there zeros come from where nothing does.
+    """
+    return gradient is not None and keras.backend.backend() != "jax"
 
 
 @contextmanager

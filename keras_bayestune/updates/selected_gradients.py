@@ -115,7 +115,7 @@ def with_gradient(y: Tensor, x: Tensor, probe: Tensor, gradient: Gradient) -> Te
         probe: Shape `(k,)`; its value does not matter.
         gradient: The probe's gradient from `x` and the gradient of `y`.
     """
-    return _backend().with_gradient(y, x, probe, gradient)
+    return _backend().with_gradient(y, x, ops.convert_to_tensor(probe), gradient)
 
 
 def recording() -> Any:

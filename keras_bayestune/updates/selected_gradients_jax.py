@@ -1,6 +1,7 @@
 """Gradients of selected scalars on JAX; see `selected_gradients`."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,6 +57,26 @@ def with_gradient(y: Any, x: Any, probe: Any, gradient: Any) -> Any:
 
     identity.defvjp(forward, backward)
     return identity(y, jax.lax.stop_gradient(x), probe)
+
+
+def watched(value: Any, note: Callable[[], None]) -> Any:
+    """Return `value`; call `note` if it turns out that a gradient flows back to it."""
+
+    @jax.custom_vjp
+    def identity(value):
+        return value
+
+    def forward(value):
+        return value.value, None
+
+    def backward(_, gradient):
+        if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
+            return (None,)
+        note()
+        return (gradient,)
+
+    identity.defvjp(forward, backward, symbolic_zeros=True)
+    return identity(value)
 
 
 def recording() -> Any:

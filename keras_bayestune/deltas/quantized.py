@@ -1,7 +1,7 @@
-"""Sparse deltas over a model whose weights are int8: float values beside them."""
+"""Sparse deltas over a model of int8 or int4 weights: float values beside them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -9,27 +9,34 @@ import numpy as np
 from keras import ops
 
 from keras_bayestune.deltas.delta import SparseDelta
-from keras_bayestune.deltas.int8_layer import Int8Layer, weights_of
 from keras_bayestune.deltas.model_variables import (
     Target,
     floating_variables,
     keras_layers,
     read_variable,
 )
+from keras_bayestune.deltas.quantized_layer import QuantizedLayer, weights_of
 from keras_bayestune.deltas.swap import swap_in, swap_out
 from keras_bayestune.deltas.variable import VariableDelta, checksum
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.matching import match_paths
 
+# Inputs of layers stay floats: Keras 3.15 has no gradient for rounded ones of a head.
+_CONFIGS: dict[str, Callable[[], Any]] = {
+    "int8": lambda: keras.quantizers.Int8QuantizationConfig(activation_quantizer=None),
+    "int4": keras.quantizers.Int4QuantizationConfig,
+}
+
 
 class QuantizedBase:
-    """A model quantised to int8, with float values of a few scalars beside it.
+    """A model quantised to int8 or int4, with float values of a few scalars beside it.
 
-    Stage 1 needs the float model. Then its weights become int8, and the selected
+    Stage 1 needs the float model. Then its weights become integers, and the selected
     scalars of each stay as one trainable float32 vector `v`. The layer computes with
 
         W = Q / scale, but W[index] = v,
 
+    (int4: W = (Q - zero) scale, both for each 128 rows of a column, Keras's default)
     which is made for the time of the layer and made again on the way back, as is its
     gradient: what lies in memory is Q, `v` and the gradient of `v`. Inputs of the
     layers stay floats, also where Keras's own int8 layers round them. Weights that
@@ -37,17 +44,20 @@ class QuantizedBase:
     floats and train as ever. The result is an ordinary `SparseDelta` of the float
     model.
 
-    `apply` puts a delta of the same float base over the int8 model and `revert` takes
-    it away, so that deltas take turns; the step or generating function is compiled
-    anew each time. Without a delta the model is what `model.quantize("int8")` makes.
+    `apply` puts a delta of the same float base over the quantised model and `revert`
+    takes it away, so that deltas take turns; the step or generating function is
+    compiled anew each time. Without a delta the model is what
+    `model.quantize(mode)` makes.
 
     Args:
         model: A built float model at its base values; it is quantised in place.
         mask: `SparseMask` of what to train; `None` to apply deltas only.
+        mode: "int8" or "int4".
 
     Raises:
         TypeError: `model` is not a Keras model, or `mask` is not a `SparseMask`.
-        ValueError: The model is quantised already, or the mask is another model's.
+        ValueError: The model is quantised already, the mask is another model's, or
+            `mode` is neither.
 
     Examples:
         >>> import keras, numpy as np
@@ -64,7 +74,16 @@ class QuantizedBase:
         2
     """
 
-    def __init__(self, model: keras.Model, mask: SparseMask | None = None):
+    def __init__(
+        self,
+        model: keras.Model,
+        mask: SparseMask | None = None,
+        mode: str = "int8",
+    ):
+        if mode not in _CONFIGS:
+            raise ValueError(
+                f'`mode` of QuantizedBase must be "int8" or "int4". Received: {mode!r}.'
+            )
         if mask is not None and not isinstance(mask, SparseMask):
             raise TypeError(
                 "`mask` of QuantizedBase must be a SparseMask or None. Received: "
@@ -73,6 +92,7 @@ class QuantizedBase:
         floats = floating_variables(model)
         indices = {} if mask is None else mask.match(floats.values())
         self.model = model
+        self.mode = mode
         # What a delta must know of each float weight, read one at a time.
         self._base: dict[str, VariableDelta] = {}
         for path, variable in floats.items():
@@ -81,7 +101,7 @@ class QuantizedBase:
             values = array.reshape(-1)[found]
             self._base[path] = VariableDelta.sparse(array, found, values)
         whole = {path for path, stored in self._base.items() if _is_whole(stored)}
-        self._layers = _quantize(model, floats, whole)
+        self._layers = _quantize(model, floats, whole, mode)
         self._floats = {p: v for p, v in floats.items() if p not in self._layers}
         self._values: dict[str, keras.Variable] = {}
         self._applied: tuple[list[Target], list[np.ndarray]] | None = None
@@ -89,13 +109,13 @@ class QuantizedBase:
 
     def __repr__(self) -> str:
         return (
-            f"<QuantizedBase {self.model.name!r}, {len(self._layers)} weights of int8, "
-            f"float values beside {len(self._values)} of them>"
+            f"<QuantizedBase {self.model.name!r}, {len(self._layers)} weights of "
+            f"{self.mode}, float values beside {len(self._values)} of them>"
         )
 
     @property
     def mask(self) -> SparseMask:
-        """The mask for `SparseOptimizer`: what is float32 beside int8, whole."""
+        """The mask for `SparseOptimizer`: what is float32 beside integers, whole."""
         shapes = {
             p: self._base[p].shape for p, v in self._floats.items() if v.trainable
         }
@@ -129,13 +149,13 @@ class QuantizedBase:
                 base.base_checksum,
                 base.base,
             )
-        return SparseDelta(variables, {"base": "int8", **(metadata or {})})
+        return SparseDelta(variables, {"base": self.mode, **(metadata or {})})
 
     def apply(self, delta: SparseDelta) -> None:
-        """Put a delta of the float base over the int8 weights.
+        """Put a delta of the float base over the quantised weights.
 
         Args:
-            delta: Made of this base, float or int8.
+            delta: Made of this base, float or quantised.
 
         Raises:
             ValueError: A delta is applied or in training, or this one is of another
@@ -143,8 +163,8 @@ class QuantizedBase:
         """
         if self._values or self._applied is not None:
             raise ValueError(
-                "The int8 model holds float values already, those in training or of "
-                "another delta. Call `revert()` first."
+                "The quantised model holds float values already, those in training or "
+                "of another delta. Call `revert()` first."
             )
         shapes = {path: stored.shape for path, stored in delta.variables.items()}
         present = {path: stored.shape for path, stored in self._base.items()}
@@ -158,7 +178,7 @@ class QuantizedBase:
         ]
         if other or len(stored) != len(self._base):
             raise ValueError(
-                "This delta was not made of the float model that became int8 here: "
+                "This delta was not made of the float model that was quantised here: "
                 f"{len(other)} variables differ, e.g. {other[:3]}. Pass "
                 "QuantizedBase the model that holds the delta's base."
             )
@@ -179,7 +199,8 @@ class QuantizedBase:
         """
         if self._applied is None and not self._values:
             raise ValueError(
-                "The int8 model holds no float values, so there is nothing to revert."
+                "The quantised model holds no float values, so there is nothing to "
+                "revert."
             )
         if self._applied is not None:
             swap_out(*self._applied)
@@ -192,7 +213,7 @@ class QuantizedBase:
         self._values.clear()
         for layer, _ in self._layers.values():
             layer.remove()
-        _forget_compiled(self.model)
+        self._forget_compiled()
 
     def _install(self, variables: Mapping[str, VariableDelta]) -> None:
         for path, (layer, attribute) in self._layers.items():
@@ -201,30 +222,32 @@ class QuantizedBase:
                 self._values[path] = layer.install(
                     attribute, stored.positions, stored.new_values
                 )
-        _forget_compiled(self.model)
+        self._forget_compiled()
+
+    def _forget_compiled(self) -> None:
+        model = self.model
+        model.train_function = model.test_function = model.predict_function = None
+        model._post_quantize(self.mode)  # KerasHub forgets its generating function here
 
 
 def _quantize(
-    model: keras.Model, floats: Mapping[str, keras.Variable], whole: set[str]
-) -> dict[str, tuple[Int8Layer, str]]:
-    """Make weights int8; return the layer and attribute of each by its path."""
+    model: keras.Model,
+    floats: Mapping[str, keras.Variable],
+    whole: set[str],
+    mode: str,
+) -> dict[str, tuple[QuantizedLayer, str]]:
+    """Make weights integers; return the layer and attribute of each by its path."""
     path_of = {id(variable): path for path, variable in floats.items()}
-    found: dict[str, tuple[Int8Layer, str]] = {}
+    found: dict[str, tuple[QuantizedLayer, str]] = {}
     for layer in keras_layers(model):
         weights = weights_of(layer)
         paths = {path_of[id(weight)]: name for name, weight in weights.items()}
         if paths and not whole & set(paths) and not found.keys() & set(paths):
-            with_values = Int8Layer(layer)
+            with_values = QuantizedLayer(layer)
             found.update({path: (with_values, name) for path, name in paths.items()})
     chosen = {id(with_values.layer) for with_values, _ in found.values()}
-    config = keras.quantizers.Int8QuantizationConfig(activation_quantizer=None)
-    model.quantize(config=config, filters=lambda layer: id(layer) in chosen)
+    model.quantize(config=_CONFIGS[mode](), filters=lambda layer: id(layer) in chosen)
     return found
-
-
-def _forget_compiled(model: keras.Model) -> None:
-    model.train_function = model.test_function = model.predict_function = None
-    model._post_quantize("int8")  # KerasHub forgets its generating function here
 
 
 def _is_whole(delta: VariableDelta) -> bool:

@@ -4,6 +4,8 @@ import pytest
 
 import keras_bayestune as kbt
 from keras_bayestune.deltas import QuantizedBase
+from keras_bayestune.deltas.quantized import _CONFIGS
+from keras_bayestune.deltas.quantized_layer import QuantizedLayer
 
 # Keras 3.15 transposes the vector of a table's scales, which torch advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:The use of `x.T`:UserWarning")
@@ -51,25 +53,68 @@ def outputs(model):
     return keras.ops.convert_to_numpy(model(batch()[0]))
 
 
-def round_as_int8(model, mask):
-    """The float model with the values that int8 keeps, outside the mask."""
-    axes = {"table/embeddings": -1, "split/kernel": 0, "dense/kernel": 0}
-    for variable in model.trainable_variables:
-        if variable.path in axes:
-            axis, weight = axes[variable.path], keras.ops.convert_to_numpy(variable)
-            scale = 127 / (np.abs(weight).max(axis=axis, keepdims=True) + 1e-7)
-            rounded = (np.round(weight * scale) / scale).reshape(-1)
+def compute_weights(layer):
+    """What the layer computes for unit vectors and for all tokens, by attribute."""
+    unit = keras.ops.eye(200)
+    if isinstance(layer, keras.layers.Embedding):
+        return {
+            "_embeddings": layer(keras.ops.arange(7)),
+            "reverse_embeddings": layer(unit, reverse=True),
+        }
+    if isinstance(layer, keras.layers.Dense):
+        return {"_kernel": layer(unit)}
+    if layer.equation == "abc,cde->abde":
+        return {"_kernel": layer(unit[None])[0]}
+    rows = layer(keras.ops.reshape(unit, (1, 200, 40, 5)))[0]
+    return {"_kernel": keras.ops.reshape(keras.ops.transpose(rows), (7, 40, 5))}
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "new_layer",
+    [
+        lambda: keras.layers.Dense(7),
+        lambda: keras.layers.EinsumDense("abc,cde->abde", (None, 5, 3)),
+        lambda: keras.layers.EinsumDense("abcd,ecd->abe", (None, 7)),
+        lambda: keras.layers.ReversibleEmbedding(7, 200, tie_weights=False),
+    ],
+    ids=["dense", "columns last", "columns first", "tables"],
+)
+def test_weights_are_those_that_the_layers_of_keras_compute_with(new_layer, mode):
+    """Two blocks of rows and an odd number of columns, so that int4 fills up both."""
+    keras.utils.set_random_seed(0)
+    layer = new_layer()
+    floats = {
+        n: keras.ops.convert_to_numpy(w) for n, w in compute_weights(layer).items()
+    }
+    layer.quantize(mode, config=_CONFIGS[mode]())
+    for name, computed in compute_weights(layer).items():
+        weight = keras.ops.convert_to_numpy(QuantizedLayer(layer)._dequantized(name))
+        wanted = keras.ops.convert_to_numpy(computed)
+        np.testing.assert_allclose(weight, wanted, atol=1e-6)
+        rounding = np.abs(weight - floats[name]).max() / np.abs(weight).max()
+        assert rounding < {"int8": 0.005, "int4": 0.1}[mode]
+
+
+def round_as(base, floats, mask):
+    """Give the float model the values of the quantised one, outside the mask."""
+    for variable in floats.trainable_variables:
+        if variable.path in base._layers:
+            layer, attribute = base._layers[variable.path]
+            weight = keras.ops.convert_to_numpy(layer._dequantized(attribute))
+            rounded = weight.reshape(-1).copy()
             kept = mask.indices[variable.path]
-            rounded[kept] = weight.reshape(-1)[kept]
+            rounded[kept] = keras.ops.convert_to_numpy(variable).reshape(-1)[kept]
             variable.assign(rounded.reshape(weight.shape))
 
 
-def test_training_is_that_of_the_rounded_float_model():
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_training_is_that_of_the_rounded_float_model(mode):
     """Same forward, same gradients: the selected scalars end where floats would."""
     model, floats = build(), build()
     mask = mask_of(model)
-    base = QuantizedBase(model, mask)
-    round_as_int8(floats, mask)
+    base = QuantizedBase(model, mask, mode)
+    round_as(base, floats, mask)
     np.testing.assert_allclose(outputs(model), outputs(floats), atol=1e-5)
     train(model, base.mask)
     train(floats, mask)
@@ -199,6 +244,8 @@ def test_errors():
     model = build()
     with pytest.raises(TypeError, match="`mask` of QuantizedBase must be a SparseMask"):
         QuantizedBase(model, {"dense/kernel": [0]})
+    with pytest.raises(ValueError, match='must be "int8" or "int4". Received: .float8'):
+        QuantizedBase(model, mode="float8")
     other = kbt.SparseMask({"other": [0]}, {"other": (3,)})
     with pytest.raises(ValueError, match="The mask is for another model"):
         QuantizedBase(model, other)

@@ -1,4 +1,4 @@
-"""A layer with int8 weights, some scalars of which are floats."""
+"""A layer with int8 or int4 weights, some scalars of which are floats."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ Tensor = Any  # a backend tensor
 
 
 def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
-    """`{attribute: weight}` of what can be int8 with floats beside it; else empty."""
+    """`{attribute: weight}` of what can have floats beside it; else empty."""
     if not layer.built or layer.quantization_mode is not None:
         return {}
     if type(layer) in (Dense, EinsumDense):
@@ -30,11 +30,11 @@ def weights_of(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     return {}
 
 
-class Int8Layer:
-    """Float values in some places of the int8 weights of one layer.
+class QuantizedLayer:
+    """Float values in some places of the quantised weights of one layer.
 
     Args:
-        layer: A Dense, EinsumDense or Embedding layer after `quantize("int8")`.
+        layer: A Dense, EinsumDense or Embedding layer after `quantize`.
     """
 
     def __init__(self, layer: Any):
@@ -61,7 +61,7 @@ class Int8Layer:
         return variable
 
     def remove(self) -> None:
-        """Leave the layer with its int8 weights alone."""
+        """Leave the layer with its quantised weights alone."""
         for _, variable in self._values.values():
             self.layer._untrack_variable(variable)
         if self._values:
@@ -117,6 +117,8 @@ class Int8Layer:
 
     def _dequantized(self, attribute: str) -> Tensor:
         layer = self.layer
+        if layer.quantization_mode == "int4":
+            return self._from_int4(attribute)
         if attribute == "_embeddings":
             scale = ops.expand_dims(layer.embeddings_scale, -1)
         elif attribute == "reverse_embeddings":
@@ -127,3 +129,28 @@ class Int8Layer:
             scale = layer.kernel_scale
         weight = ops.convert_to_tensor(getattr(layer, attribute))
         return ops.divide(ops.cast(weight, layer.compute_dtype), scale)
+
+    def _from_int4(self, attribute: str) -> Tensor:
+        """Two int4 in a byte; a scale and a zero for each block of rows and column."""
+        layer = self.layer
+        name = attribute.lstrip("_")
+        if name == "reverse_embeddings":
+            packed = layer.reverse_embeddings
+            weight = keras.quantizers.unpack_int4(packed, layer.output_dim, axis=0)
+        else:
+            weight = getattr(layer, name)  # unpacks
+        is_table = name == "embeddings"  # whose rows are what columns are elsewhere
+        scale, zero, rows = (
+            ops.transpose(array) if is_table else ops.convert_to_tensor(array)
+            for array in (
+                getattr(layer, f"{name}_scale"),
+                getattr(layer, f"{name}_zero"),
+                weight,
+            )
+        )
+        rows = ops.reshape(rows, (-1, scale.shape[-1]))
+        block = ops.cast(layer.g_idx, "int32")
+        zero = ops.cast(ops.take(zero, block, axis=0), layer.compute_dtype)
+        rows = ops.cast(rows, layer.compute_dtype) - zero
+        rows = rows * ops.cast(ops.take(scale, block, axis=0), layer.compute_dtype)
+        return ops.transpose(rows) if is_table else ops.reshape(rows, weight.shape)

@@ -17,6 +17,8 @@ from keras_bayestune.plots import (
 )
 from keras_bayestune.priors import LaplacePrior, WithPrior
 from keras_bayestune.samplers import Authors, Collapsed, JointLangevin
+from keras_bayestune.sweep import sweep
+from keras_bayestune.switch import switch
 
 __all__ = [
     "Authors",
@@ -39,5 +41,7 @@ __all__ = [
     "plot_trace",
     "run_chains",
     "selectors",
+    "sweep",
+    "switch",
     "uncertainty",
 ]

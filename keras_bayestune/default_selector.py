@@ -1,7 +1,14 @@
-"""The stage 1 of `fine_tune` where the user names no selector."""
+"""The stage 1 of `fine_tune` and `sweep` where the user names no selector."""
+
+import re
+
+import keras
 
 from keras_bayestune.optimizers import BayesTuneSGLD
-from keras_bayestune.selectors import ScaleSelector
+from keras_bayestune.priors import is_marked
+from keras_bayestune.selectors import ScaleSelector, Selector
+from keras_bayestune.selectors.steps import check_steps
+from keras_bayestune.tasks import task_head_paths
 
 THINNING = 5  # updates from one sample to the next
 
@@ -45,3 +52,36 @@ def default_selector(
         seed=seed,
     )
     return ScaleSelector(sampling, epochs=epochs, steps=steps)
+
+
+def default_exclude(model: keras.Model) -> list[str]:
+    """Return patterns of what does not compete where the user names none."""
+    if any(is_marked(variable) for variable in model.trainable_variables):
+        return []
+    return [f"^{re.escape(path)}$" for path in task_head_paths(model)]
+
+
+def checked_selector(
+    selector: Selector | None,
+    epochs: int | None,
+    steps: int | None,
+    batches: int | None,
+    seed: int | None,
+) -> Selector:
+    """Return the selector, or the default one for `epochs` or `steps` of stage 1."""
+    epochs = check_steps("selection_epochs", epochs)
+    steps = check_steps("selection_steps", steps)
+    if selector is None:
+        return default_selector(epochs, steps, batches, seed)
+    if not isinstance(selector, Selector):
+        raise TypeError(
+            "`selector` must be a keras_bayestune.selectors.Selector. Received: "
+            f"{selector!r}."
+        )
+    if epochs is not None or steps is not None:
+        raise ValueError(
+            "`selection_epochs` and `selection_steps` are for the default selector. "
+            f"Received: selection_epochs={epochs}, selection_steps={steps} with a "
+            f"{type(selector).__name__}, which says itself how long it runs."
+        )
+    return selector

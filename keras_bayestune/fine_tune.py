@@ -2,8 +2,7 @@
 """Both stages in one call, with any selector."""
 
 import dataclasses
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,18 +18,21 @@ from keras_bayestune.callbacks.stage_two_start import (
     selected_values,
 )
 from keras_bayestune.callbacks.switching import switch_optimizer
-from keras_bayestune.default_selector import default_selector
+from keras_bayestune.default_selector import checked_selector, default_exclude
 from keras_bayestune.deltas import SparseDelta, base_values
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.optimizers.arguments import check_inner
 from keras_bayestune.paths import variables_by_path
-from keras_bayestune.priors import is_marked
-from keras_bayestune.rehearsal import check_budget, check_callbacks, check_one_batch
+from keras_bayestune.rehearsal import (
+    check_budget,
+    check_callbacks,
+    check_one_batch,
+    check_read_twice,
+)
 from keras_bayestune.selectors import Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments, split
 from keras_bayestune.selectors.steps import check_steps
-from keras_bayestune.tasks import task_head_paths
 from keras_bayestune.updates.replicas import strategy_scope
 
 
@@ -178,7 +180,7 @@ def fine_tune(
     if finetune_optimizer is not None:
         check_inner("finetune_optimizer", finetune_optimizer)
     _check_model(model, loss)
-    _check_read_twice(train)
+    check_read_twice(train)
     if validation_split:
         if validation_data is not None:
             raise ValueError(
@@ -188,8 +190,8 @@ def fine_tune(
         train, validation_data = split(train, validation_split)
     fitted = fit_arguments(train, batch_size)
     if exclude is None:
-        exclude = _default_exclude(model)
-    selector = _checked_selector(
+        exclude = default_exclude(model)
+    selector = checked_selector(
         selector,
         selection_epochs,
         selection_steps,
@@ -271,44 +273,3 @@ def _check_model(model: keras.Model, loss: Any) -> None:
             f"The model {model.name!r} is not compiled, so there is no loss to train "
             "with. Pass `loss=`, or compile the model with one."
         )
-
-
-def _check_read_twice(train: Any) -> None:
-    if isinstance(train, Iterator):
-        raise ValueError(
-            "`train` is read in both stages, and an iterator such as a "
-            f"{type(train).__name__} can be read once. Pass arrays, a "
-            "keras.utils.PyDataset or a tf.data.Dataset."
-        )
-
-
-def _default_exclude(model: keras.Model) -> list[str]:
-    if any(is_marked(variable) for variable in model.trainable_variables):
-        return []
-    return [f"^{re.escape(path)}$" for path in task_head_paths(model)]
-
-
-def _checked_selector(
-    selector: Selector | None,
-    epochs: int | None,
-    steps: int | None,
-    batches: int | None,
-    seed: int | None,
-) -> Selector:
-    """Return the selector, or the default one for `epochs` or `steps` of stage 1."""
-    epochs = check_steps("selection_epochs", epochs)
-    steps = check_steps("selection_steps", steps)
-    if selector is None:
-        return default_selector(epochs, steps, batches, seed)
-    if not isinstance(selector, Selector):
-        raise TypeError(
-            "`selector` must be a keras_bayestune.selectors.Selector. Received: "
-            f"{selector!r}."
-        )
-    if epochs is not None or steps is not None:
-        raise ValueError(
-            "`selection_epochs` and `selection_steps` are for the default selector. "
-            f"Received: selection_epochs={epochs}, selection_steps={steps} with a "
-            f"{type(selector).__name__}, which says itself how long it runs."
-        )
-    return selector

@@ -77,3 +77,13 @@ def check_one_batch(
         raise
     finally:
         beside.reset_metrics()  # those that were given as objects
+
+
+def check_read_twice(train: Any) -> None:
+    """Raise for data that are gone once they were read."""
+    if isinstance(train, Iterator):
+        raise ValueError(
+            "`train` is read in both stages, and an iterator such as a "
+            f"{type(train).__name__} can be read once. Pass arrays, a "
+            "keras.utils.PyDataset or a tf.data.Dataset."
+        )

@@ -9,7 +9,7 @@ from keras_bayestune.arguments import check_integer
 from keras_bayestune.deltas import SparseDelta, dare
 from keras_bayestune.diagnostics import expected_calibration_error
 from keras_bayestune.knee import find_knees
-from keras_bayestune.plots.mask import mask_shares
+from keras_bayestune.plots.mask import mask_fractions
 from keras_bayestune.selectors import (
     Fisher,
     GradientSum,
@@ -48,7 +48,7 @@ USES = {
     "seed of Random": Random,
     "seed of dare": tuned,
     "bins": lambda **a: expected_calibration_error([[0.75, 0.25]], [0], **a),
-    "most_layers": lambda **a: mask_shares(MASK, **a),
+    "most_layers": lambda **a: mask_fractions(MASK, **a),
     "points": lambda **a: find_knees({"w": np.geomspace(1e-9, 1.0, 500)}, **a),
 }
 

@@ -21,13 +21,13 @@ class Learning:
 
     def __init__(self) -> None:
         """Begin with no epoch seen."""
-        self._losses: list[float] = []
+        self.losses: list[float] = []
 
     def add_epoch(self, logs: dict[str, Any]) -> None:
         """Remember the loss of an epoch of stage 1."""
         loss = logs.get("loss", math.nan)
         if math.isfinite(loss):
-            self._losses.append(float(loss))
+            self.losses.append(float(loss))
 
     def warn(self, model: keras.Model, optimizer: BayesTuneSGLD) -> None:
         """Warn if the scales cannot say which weights matter.
@@ -47,10 +47,10 @@ class Learning:
                 "models), and look at the loss.",
                 stacklevel=2,
             )
-        elif len(self._losses) > 1 and min(self._losses[1:]) >= self._losses[0]:
+        elif len(self.losses) > 1 and min(self.losses[1:]) >= self.losses[0]:
             warnings.warn(
-                f"The loss never fell in stage 1: {self._losses[0]:.4g} in its first "
-                f"epoch, {self._losses[-1]:.4g} in its last. The scales then follow "
+                f"The loss never fell in stage 1: {self.losses[0]:.4g} in its first "
+                f"epoch, {self.losses[-1]:.4g} in its last. The scales then follow "
                 "the noise rather than the data, and the mask is close to a random "
                 f"one. Look at data and loss, and try other learning rates ({rate}).",
                 stacklevel=2,

@@ -67,6 +67,10 @@ class ScaleTrace:
         """Return the samples, shape `(samples, scalars)`."""
         return np.array(self._samples)
 
+    def names(self) -> list[str]:
+        """Return "path[flat index]" of each; none if stage 1 was over before."""
+        return [f"{path}[{i}]" for path, at in self._positions.items() for i in at]
+
     def counts(self) -> dict[str, int]:
         """Return how many scalars of each variable are followed, in their order."""
         return {path: len(found) for path, found in self._positions.items()}

@@ -1,6 +1,7 @@
 # Over 300 lines: one callback, a third of it its docstring.
 """End stage 1, build the mask, switch to stage 2 within one `fit`."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,8 +14,10 @@ import numpy as np
 from keras_bayestune.arguments import check_integer
 from keras_bayestune.budgets import Budget
 from keras_bayestune.callbacks import beside, stage_one
+from keras_bayestune.callbacks.announcements import beginning, resuming, switching
 from keras_bayestune.callbacks.backup import Backup
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.callbacks.health import Health, health_of
 from keras_bayestune.callbacks.learning import Learning
 from keras_bayestune.callbacks.plan import Plan
 from keras_bayestune.callbacks.progress import stage_one_numbers
@@ -58,8 +61,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
 
     After it: `mask`, `delta` (what a task ships), `scores` ({path: posterior mean
     scale}), `anchors` ({path: pre-trained value}, batch-normalisation statistics
-    included). Each epoch logs `stage`, `samples`, `skipped_steps`, and in stage 1
-    `share_above_threshold` if there is one.
+    included). `health` says what stage 1 is worth.
+
+    Each epoch logs `samples`, `stage` if there are two, `skipped_steps` if there are
+    any, and in stage 1 `fraction_above_threshold` and `effective_sample_size` if there
+    are a threshold and a trace. Unless `verbose=0`, `fit` prints how stage 1 begins,
+    its health and the switch.
 
     A callback serves one model. Used again on it, it trains stage 2 on, or, without a
     `finetune_optimizer`, samples for longer and makes a new mask.
@@ -186,6 +193,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._is_cut_short = False  # stage 1, if it is all of the plan
         self._last_values: dict[str, np.ndarray] = {}  # to start stage 2 from
         self._others_are_to_restart = False
+        self._news: list[str] = []  # to be printed between two epochs
 
     def __repr__(self) -> str:
         """Show the plan, and the mask once there is one."""
@@ -209,6 +217,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
         return kept(self._finished().anchors)
 
     @property
+    def health(self) -> Health:
+        """What stage 1 is worth: numbers, warnings, a suggested fraction; as `mask`."""
+        return Health(**self._finished().metadata["health"])
+
+    @property
     def trace(self) -> np.ndarray:
         """Sampled scales of the scalars followed, shape `(samples, scalars)`."""
         if self._run.trace is None:
@@ -217,6 +230,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 "run `fit`."
             )
         return self._run.trace.samples()
+
+    @property
+    def trace_names(self) -> list[str]:
+        """Path and flat index of the scalars followed, in the order of `trace`."""
+        return [] if self._run.trace is None else self._run.trace.names()
 
     @property
     def delta(self) -> SparseDelta:
@@ -282,6 +300,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         run = self._run
         if self._is_first_epoch:
             self._begin_first_epoch(epoch)
+            self._news = [*self._where_it_begins(epoch), *self._news]
         elif self._backup is not None:
             # Not at the end of the last one, which other callbacks have yet to end.
             run.save(self._backup, self.model, epoch)
@@ -293,6 +312,25 @@ class SparseMaskCallback(keras.callbacks.Callback):
             self._others_are_to_restart = False
             self._stage_two.begin(self.model, self.params)
         self._stage_two.epoch_begin(epoch, logs)
+        self._print_news()
+
+    def _where_it_begins(self, epoch: int) -> list[str]:
+        run, model = self._run, self.model
+        optimizer = unscaled(model.optimizer)
+        if run.batches:
+            stage, epochs = self._stage(), self.params["epochs"]
+            return [resuming(stage, epoch, epochs, run.batches, optimizer)]
+        if run.result is None and isinstance(optimizer, BayesTuneSGLD):
+            return [beginning(model, optimizer)]
+        return []
+
+    def _print_news(self, start: str = "") -> None:
+        if self._news and self.params.get("verbose"):
+            print(start + "\n".join(self._news), flush=True)
+        self._news.clear()
+
+    def _stage(self) -> int:
+        return 2 if self._is_in_stage_two() else 1
 
     def _begin_first_epoch(self, epoch: int) -> None:
         run, model, epochs = self._run, self.model, self.params["epochs"]
@@ -344,6 +382,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             self._end_stage_one()
             self._compact.start()
             keep_changes(self.model)
+            self._print_news("\n")  # below the line of the progress bar
 
     def _stop_if_all_are_skipped(self) -> None:
         problem = self._skips.look(self.model.optimizer, self._run.batches)
@@ -358,6 +397,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
         logs = {} if logs is None else logs
         if self._run.result is not None:
             self._log(logs)
+            self._keep_samples_only()  # after an epoch with the switch inside
             self._restart_others()  # what they saw now was of stage 1
             self._stage_two.hear("on_epoch_end", epoch, logs)
             return
@@ -372,18 +412,23 @@ class SparseMaskCallback(keras.callbacks.Callback):
             epoch + 1, self.params["epochs"]
         ):
             self._end_stage_one()
+            self._keep_samples_only()
+
+    def _keep_samples_only(self) -> None:
+        """Log of stage 1 no more than what the mask comes from."""
+        self._run.numbers = {"samples": self.metadata["samples"]}
 
     def _restart_others(self) -> None:
         if self._others_are_to_restart and self._beside is not None:
             beside.restart(self._beside)
 
     def _log(self, logs: dict[str, Any]) -> None:
-        stage = 2 if self._is_in_stage_two() else 1
-        logs.update(
-            stage=stage,
-            skipped_steps=self._run.skipped_steps(self.model),
-            **self._run.numbers,
-        )
+        logs.update(self._run.numbers)
+        if self.plan.finetune_optimizer is not None:
+            logs["stage"] = self._stage()
+        skipped = self._run.skipped_steps(self.model)
+        if skipped:
+            logs["skipped_steps"] = skipped
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Tell the callbacks of stage 2."""
@@ -435,6 +480,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
                 "`global_clipnorm` may help.",
                 stacklevel=2,
             )
+        self._print_news()
         self._run.is_over = True
         optimizer = unscaled(self.model.optimizer)
         if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
@@ -461,10 +507,21 @@ class SparseMaskCallback(keras.callbacks.Callback):
         self._run.numbers = stage_one_numbers(
             optimizer, self.plan.threshold, self._run.trace
         )
+        health = health_of(
+            optimizer, kept(result.scores), self._learning.losses, self._run.numbers
+        )
+        metadata = {**result.metadata, "health": dataclasses.asdict(health)}
+        result = dataclasses.replace(result, metadata=metadata)
+        self._news.append(str(health))
         self._run.result, self._has_ended_stage_one = result, True
         if self.plot_dir is not None:
-            samples = None if self._run.trace is None else self._run.trace.samples()
-            save_plots(self.plot_dir, self.scores, result.mask, samples)
+            save_plots(
+                self.plot_dir,
+                self.scores,
+                result.mask,
+                self._run.trace,
+                health.without_gradient,
+            )
         if self.plan.finetune_optimizer is not None:
             # As at the end of a `fit`: moving averages, which the head keeps.
             optimizer.finalize_variable_values(model.trainable_variables)
@@ -472,6 +529,17 @@ class SparseMaskCallback(keras.callbacks.Callback):
             self._last_values = selected_values(model, result.mask)
         self._restore(model, self.anchors)
         self._run.switch(model, result.mask)
+        following = self.plan.finetune_optimizer
+        if following is not None:
+            self._news.append(
+                switching(
+                    model,
+                    result.mask,
+                    optimizer.num_samples,
+                    self.stage_2_start,
+                    type(following).__name__,
+                )
+            )
         if is_last:
             return
         if self._is_in_stage_two():

@@ -530,8 +530,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         """Warn, once, if an update's noise is not small beside the weights' spread."""
         if self._has_warned:
             return
-        noise = float(self._chain.noise_per_step.numpy())
-        spread = pooled_spread(self._by_path("anchor").values())
+        noise, spread = self._noise_and_spread()
         if spread == 0.0 or noise <= LARGEST_NOISE * spread:
             return
         self._has_warned = True
@@ -550,6 +549,28 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
             f"destroyed and the mask will be random. {cure}.",
             stacklevel=2,
         )
+
+    def relative_noise(self) -> float:
+        """Return the noise of one update over the spread of the pre-trained weights."""
+        noise, spread = self._noise_and_spread()
+        return noise / spread if spread else 0.0
+
+    def fraction_without_gradient(self) -> float | None:
+        """Return of how many scalars under a prior no gradient came in burn-in.
+
+        Such are the rows of tokens that the data do not use. `None` if the sampler's
+        metric keeps no mean squares of single scalars, or of rows and columns.
+        """
+        counts = [block.num_without_gradient() for block in self._under_prior]
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts):
+            return None
+        size = sum(math.prod(mean.shape) for _, mean in self.running_means())
+        return sum(known) / size
+
+    def _noise_and_spread(self) -> tuple[float, float]:
+        noise = float(self._chain.noise_per_step.numpy())
+        return noise, pooled_spread(self._by_path("anchor").values())
 
     def load_own_variables(self, store: Any) -> None:
         """Load saved state; that of another model or other arguments is an error.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_bayestune.priors import LaplacePrior
@@ -168,6 +169,14 @@ class WeightBlock:
     def line_state(self) -> dict[str, Tensor]:
         """Return what the metric keeps of rows and columns."""
         return _tensors(self.lines)
+
+    def num_without_gradient(self) -> int | None:
+        """Return how many scalars had none until burn-in ended, if that is kept."""
+        kept = [*self.squares.values(), *self.lines.values()]
+        if not kept or self.anchor is None:
+            return None
+        counts = [np.count_nonzero(ops.convert_to_numpy(array)) for array in kept]
+        return math.prod(self.anchor.shape) - math.prod(counts)
 
     def num_scalars(self, given: Mapping[int, Tensor]) -> float:
         """Return of how many scalars a gradient was given."""

@@ -1,4 +1,4 @@
-"""Test error against the share of trained scalars."""
+"""Test error against the fraction of trained scalars."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,18 +23,19 @@ class ErrorCurve(NamedTuple):
 
 
 def error_curves(errors: Errors) -> dict[str, ErrorCurve]:
-    """Mean and standard error over runs, for each method and share.
+    """Mean and standard error over runs, for each method and fraction.
 
     Args:
-        errors: `{method: {share of trained scalars: errors of the runs}}`, shares in
-            (0, 1], errors real and finite, of any unit; a single error may be a number.
+        errors: `{method: {fraction of trained scalars: errors of the runs}}`,
+            fractions in (0, 1], errors real and finite, of any unit; a single error
+            may be a number.
 
     Returns:
         `{method: ErrorCurve}`, in the order received.
 
     Raises:
-        ValueError: No method, a method without a share, a share out of range, no run,
-            or an error that is not finite.
+        ValueError: No method, a method without a fraction, a fraction out of range, no
+            run, or an error that is not finite.
 
     Examples:
         >>> from keras_bayestune.plots.error_vs_sparsity import error_curves
@@ -43,51 +44,52 @@ def error_curves(errors: Errors) -> dict[str, ErrorCurve]:
         ([8.0, 5.0], [0.0, 1.0])
     """
     if not errors:
-        raise ValueError("`errors` names no method. Pass {method: {share: errors}}.")
+        raise ValueError("`errors` names no method. Pass {method: {fraction: errors}}.")
     curves = {}
-    for method, by_share in errors.items():
-        shares = sorted(by_share)
-        if not shares or not (shares[0] > 0 and shares[-1] <= 1):
+    for method, by_fraction in errors.items():
+        fractions = sorted(by_fraction)
+        if not fractions or not (fractions[0] > 0 and fractions[-1] <= 1):
             raise ValueError(
-                f"The shares of {method!r} must be numbers in (0, 1], one at least. "
-                f"Received: {shares}."
+                f"The fractions of {method!r} must be numbers in (0, 1], one at least. "
+                f"Received: {fractions}."
             )
         means, deviations = [], []
-        for share in shares:
-            runs = np.atleast_1d(np.asarray(by_share[share], np.float64))
+        for fraction in fractions:
+            runs = np.atleast_1d(np.asarray(by_fraction[fraction], np.float64))
             if runs.ndim != 1 or not runs.size or not np.isfinite(runs).all():
                 raise ValueError(
-                    f"The errors of {method!r} at {share} must be finite numbers, one "
-                    f"for each run. Received: {by_share[share]!r}."
+                    f"The errors of {method!r} at {fraction} must be finite numbers, "
+                    f"one for each run. Received: {by_fraction[fraction]!r}."
                 )
             means.append(runs.mean())
             spread = runs.std(ddof=1) if len(runs) > 1 else np.nan
             deviations.append(spread / len(runs) ** 0.5)
         curves[method] = ErrorCurve(
-            np.array(shares, np.float64), np.array(means), np.array(deviations)
+            np.array(fractions, np.float64), np.array(means), np.array(deviations)
         )
     return curves
 
 
 def plot_error_vs_sparsity(errors: Errors, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw the test error of several methods against the share of trained scalars.
+    """Draw the test error of several methods against the fraction of trained scalars.
 
     Kim & Hospedales, "BayesTune", NeurIPS 2023, figure 1 (right), with any methods
     beside each other: mean over runs, and a bar of one standard error to each side.
-    A method with one share only, such as full fine-tuning at 1.0, is a dashed line
+    A method with one fraction only, such as full fine-tuning at 1.0, is a dashed line
     over the whole width.
 
     Args:
-        errors: `{method: {share of trained scalars: errors of the runs}}`, shares in
-            (0, 1], errors real and finite, of any unit; a single error may be a number.
+        errors: `{method: {fraction of trained scalars: errors of the runs}}`,
+            fractions in (0, 1], errors real and finite, of any unit; a single error
+            may be a number.
         ax: Axes to draw on; a new figure by default.
 
     Returns:
         The Axes. Close its figure after use.
 
     Raises:
-        ValueError: No method, a method without a share, a share out of range, no run,
-            or an error that is not finite.
+        ValueError: No method, a method without a fraction, a fraction out of range, no
+            run, or an error that is not finite.
         ImportError: matplotlib is not installed.
 
     Examples:
@@ -130,20 +132,20 @@ def plot_error_vs_sparsity(errors: Errors, *, ax: "Axes | None" = None) -> "Axes
                 **style,
             )
         )
-    shares = sorted(
+    fractions = sorted(
         {
-            float(share)
+            float(fraction)
             for curve in curves.values()
             if len(curve.mean) > 1
-            for share in curve.fraction
+            for fraction in curve.fraction
         }
     )
     ax.set_xscale("log")
-    if shares:
-        ax.xaxis.set_major_locator(FixedLocator(shares))
+    if fractions:
+        ax.xaxis.set_major_locator(FixedLocator(fractions))
         ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
-    ax.set_xlabel("Trained share of the competing scalars")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda part, _: percent(part)))
+    ax.set_xlabel("Fraction of the competing scalars that trains")
     ax.set_ylabel("Test error")
     ax.set_title("Test error against sparsity (mean ± standard error)", fontsize=11)
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))

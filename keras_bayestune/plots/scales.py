@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_bayestune.knee import find_knees, sorted_curve
 from keras_bayestune.masks import SparseMask
-from keras_bayestune.plots.axes import new_axes, percent
+from keras_bayestune.plots.axes import even_ticks, new_axes, percent
 from keras_bayestune.selection import Ranking
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MOST_LISTED_CANDIDATES = 4
 class CutOff(NamedTuple):
     """A place to cut the curve."""
 
-    proportion: float  # share of the competing scalars that come no later
+    proportion: float  # fraction of the competing scalars that come no later
     value: float  # the last of their scores
     rank: int  # of that score, which is how many scalars come no later
 
@@ -32,16 +32,16 @@ class ScaleCurve(NamedTuple):
     proportions: np.ndarray  # float64, (points,), ascending
     values: np.ndarray  # float64, (points,), descending
     candidates: tuple[CutOff, ...]
-    chosen: CutOff | None
+    selected: CutOff | None
 
 
 def scale_curve(
     scores: Mapping[str, Any], mask: SparseMask | None = None
 ) -> ScaleCurve:
-    """Points of the sorted curve, its candidate cut-offs and the chosen one.
+    """Points of the sorted curve, its candidate cut-offs and the selected one.
 
     Only scalars that compete for a place are counted: variables that the mask takes
-    whole (`mask.always`) are left out of the curve and of the chosen share.
+    whole (`mask.always`) are left out of the curve and of the selected fraction.
 
     Args:
         scores: Score per scalar, `{path: array}`, finite. Not sorted: 22 million take
@@ -89,16 +89,19 @@ def scale_curve(
         except ValueError:  # no knee, and the curve itself is sound: ranked above
             fractions = ()
     counts = [max(1, round(fraction * ranking.size)) for fraction in fractions]
-    chosen = 0
+    selected = 0
     if mask is not None:
-        chosen = sum(len(mask.indices[path]) for path in scores)
-    ranks = np.array([*counts, max(1, chosen)])
+        selected = sum(len(mask.indices[path]) for path in scores)
+    ranks = np.array([*counts, max(1, selected)])
     marks = [
         CutOff(rank / ranking.size, float(value), int(rank))
         for rank, value in zip(ranks, ranking.values_at(ranks), strict=True)
     ]
     return ScaleCurve(
-        proportions, values, tuple(marks[:-1]), marks[-1] if chosen else None
+        proportions,
+        values,
+        tuple(marks[:-1]),
+        marks[-1] if selected else None,
     )
 
 
@@ -106,10 +109,11 @@ def plot_scales(
     scores: Mapping[str, Any],
     mask: SparseMask | None = None,
     *,
+    without_gradient: float | None = None,
     ax: "Axes | None" = None,
     log: bool = True,
 ) -> "Axes":
-    """Draw the sorted posterior scales with candidate and chosen cut-offs.
+    """Draw the sorted posterior scales with candidate and selected cut-offs.
 
     Source: Kim & Hospedales, "BayesTune", NeurIPS 2023, Figure 1 left. The points are
     `scale_curve(scores, mask)`: the k-th largest score against k / n, for n competing
@@ -118,8 +122,11 @@ def plot_scales(
     Args:
         scores: Posterior mean scale per scalar, `{path: array}`, in the unit of the
             weights; or any other finite score.
-        mask: The mask chosen from these scores: its candidates and its share of the
-            competing scalars, p, are marked. Without it, the knees of the curve are.
+        mask: The mask selected from these scores: its candidates and its fraction of
+            the competing scalars, p, are marked. Without it, the knees are.
+        without_gradient: Fraction of the scalars that no gradient came to, such as the
+            callback's `health.without_gradient`, in [0, 1]: they make the cliff at the
+            right end, and are shaded.
         ax: Axes to draw on; a new figure by default.
         log: Whether both axes are logarithmic. Scores of 0 and below are then left
             out of the picture.
@@ -131,7 +138,8 @@ def plot_scales(
         TypeError: `scores` is not a mapping, an array is not of a float type, or
             `mask` is not a `SparseMask`.
         ValueError: A score is NaN or infinite, there are none, the mask is of another
-            model, or `log=True` with no score above 0.
+            model, `without_gradient` is out of range, or `log=True` with no score
+            above 0.
         ImportError: matplotlib is not installed.
 
     Examples:
@@ -141,10 +149,15 @@ def plot_scales(
         >>> scales = np.random.default_rng(0).lognormal(-9, 1.5, size=(100, 50))
         >>> axes = plot_scales({"dense/kernel": scales})
         >>> axes.get_xlabel(), axes.get_ylabel()
-        ('Proportion of scalars', 'Posterior mean scale (units of the weight)')
+        ('Fraction of scalars', 'Posterior mean scale (units of the weight)')
         >>> plt.close(axes.figure)
     """
     curve = scale_curve(scores, mask)
+    if without_gradient is not None and not 0.0 <= without_gradient <= 1.0:
+        raise ValueError(
+            "`without_gradient` must be a fraction in [0, 1]. Received: "
+            f"{without_gradient!r}."
+        )
     if log and curve.values[0] <= 0:
         raise ValueError(
             "Logarithmic axes need a score above 0. Received: a largest score of "
@@ -155,40 +168,52 @@ def plot_scales(
     from matplotlib.ticker import FuncFormatter
 
     shown = curve.values > (0 if log else -np.inf)
+    values = curve.values[shown]
     ax.plot(
         curve.proportions[shown],
-        curve.values[shown],
+        values,
         marker="." if shown.sum() <= _FEW_POINTS else None,
         label="sorted scales",
     )
     if curve.candidates:
-        shares = [percent(mark.proportion) for mark in curve.candidates]
-        if len(shares) > _MOST_LISTED_CANDIDATES:
-            shares[_MOST_LISTED_CANDIDATES:] = ["…"]
+        fractions = [percent(mark.proportion) for mark in curve.candidates]
+        if len(fractions) > _MOST_LISTED_CANDIDATES:
+            fractions[_MOST_LISTED_CANDIDATES:] = ["…"]
         ax.plot(
             [mark.proportion for mark in curve.candidates],
             [mark.value for mark in curve.candidates],
             "o",
             color="C1",
             markerfacecolor="white",
-            label=f"candidate cut-offs: {', '.join(shares)}",
+            label=f"candidate cut-offs: {', '.join(fractions)}",
         )
-    if curve.chosen:
-        ax.axvline(curve.chosen.proportion, color="C3", linestyle="--", linewidth=1)
+    if curve.selected:
+        ax.axvline(curve.selected.proportion, color="C3", linestyle="--", linewidth=1)
         ax.plot(
-            curve.chosen.proportion,
-            curve.chosen.value,
+            curve.selected.proportion,
+            curve.selected.value,
             "o",
             color="C3",
-            label=f"chosen p = {percent(curve.chosen.proportion)} "
-            f"({curve.chosen.rank:,} scalars)",
+            label=f"selected p = {percent(curve.selected.proportion)} "
+            f"({curve.selected.rank:,} scalars)",
+        )
+    if without_gradient:
+        ax.axvspan(
+            1.0 - without_gradient,
+            1.0,
+            color="0.9",
+            zorder=0,
+            label=f"without a gradient: {percent(without_gradient)}\n"
+            "(such as unused tokens)",
         )
     if log:
         ax.set_xscale("log")
         ax.set_yscale("log")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda share, _: percent(share)))
+        for axis, shown_values in ((ax.xaxis, curve.proportions), (ax.yaxis, values)):
+            even_ticks(axis, shown_values.min(), shown_values.max())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda part, _: percent(part)))
     ax.grid(alpha=0.3)
-    ax.set_xlabel("Proportion of scalars")
+    ax.set_xlabel("Fraction of scalars")
     ax.set_ylabel("Posterior mean scale (units of the weight)")
     ax.set_title("Sorted posterior scales", fontsize=11)
     ax.legend(fontsize=9)

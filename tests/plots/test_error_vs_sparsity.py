@@ -62,7 +62,7 @@ def test_it_draws_on_given_axes(check_readable):
     ("errors", "message"),
     [
         ({}, "names no method"),
-        ({"a": {}}, r"shares of 'a' must be numbers in \(0, 1\].*\[\]"),
+        ({"a": {}}, r"fractions of 'a' must be numbers in \(0, 1\].*\[\]"),
         ({"a": {0.0: [1]}}, r"Received: \[0.0\]"),
         ({"a": {0.5: [1], 1.5: [1]}}, r"Received: \[0.5, 1.5\]"),
         ({"a": {0.5: []}}, r"errors of 'a' at 0.5 must be finite"),

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.plots import plot_mask
-from keras_bayestune.plots.mask import mask_shares
+from keras_bayestune.plots.mask import mask_fractions
 
 
 def mask_of(chosen, shapes, always=()):
@@ -82,22 +82,22 @@ def cell_texts(axes):
 
 
 def test_counts_per_layer_and_kind():
-    data = mask_shares(small())
+    data = mask_fractions(small())
     assert data.layers == ("dense", "norm", "head")
     assert data.kinds == ("kernel", "bias", "gamma")
-    assert data.chosen.tolist() == [[5, 1, 0], [0, 0, 0], [20, 2, 0]]
+    assert data.selected.tolist() == [[5, 1, 0], [0, 0, 0], [20, 2, 0]]
     assert data.sizes.tolist() == [[100, 10, 0], [0, 0, 10], [20, 2, 0]]
     assert data.always.tolist() == [[False] * 3, [False] * 3, [True, True, False]]
     np.testing.assert_array_equal(
-        data.shares, [[0.05, 0.1, np.nan], [np.nan, np.nan, 0], [1, 1, np.nan]]
+        data.fractions, [[0.05, 0.1, np.nan], [np.nan, np.nan, 0], [1, 1, np.nan]]
     )
 
 
 def test_counts_add_up_to_the_mask():
     mask = bert()
     for most_layers in (1, 20, 200):
-        data = mask_shares(mask, most_layers)
-        assert data.chosen.sum() == mask.count
+        data = mask_fractions(mask, most_layers)
+        assert data.selected.sum() == mask.count
         assert data.sizes.sum() == mask.size
 
 
@@ -107,16 +107,16 @@ def test_weights_of_one_kind_in_one_layer_are_counted_together():
         {"block/a/kernel": (2,), "block/b/kernel": (4,), "head/kernel": (3,)},
         always=["block/b/kernel"],
     )
-    data = mask_shares(mask, most_layers=2)
+    data = mask_fractions(mask, most_layers=2)
     assert data.layers == ("block", "head")
-    assert data.chosen.tolist() == [[5], [0]]
+    assert data.selected.tolist() == [[5], [0]]
     assert data.sizes.tolist() == [[6], [3]]
     assert not data.always.any()  # block/a competed
 
 
-@pytest.mark.parametrize(("most_layers", "count"), [(102, 102), (101, 66), (65, 18)])
-def test_layers_are_cut_to_the_deepest_level_that_fits(most_layers, count):
-    layers = mask_shares(bert(), most_layers).layers
+@pytest.mark.parametrize(("most_layers", "count"), [(102, 102), (101, 18), (1, 18)])
+def test_numbered_blocks_are_the_layers_where_there_are_many(most_layers, count):
+    layers = mask_fractions(bert(), most_layers).layers
     assert len(layers) == count
     assert layers[0] == "token_embedding"
     if count == 18:
@@ -124,18 +124,18 @@ def test_layers_are_cut_to_the_deepest_level_that_fits(most_layers, count):
 
 
 def test_one_level_is_never_cut():
-    assert len(mask_shares(flat(60), most_layers=1).layers) == 60
+    assert len(mask_fractions(flat(60), most_layers=1).layers) == 60
 
 
 def test_variable_without_a_layer():
-    assert mask_shares(mask_of({}, {"kernel": (2,)})).layers == ("(model)",)
+    assert mask_fractions(mask_of({}, {"kernel": (2,)})).layers == ("(model)",)
     mask = mask_of({}, {"model/scale": (1,), "model/dense/kernel": (2,)})
-    assert mask_shares(mask).layers == ("(model)", "dense")
+    assert mask_fractions(mask).layers == ("(model)", "dense")
 
 
 def test_variable_without_scalars_is_no_weight():
-    data = mask_shares(mask_of({}, {"a/kernel": (0, 3), "b/kernel": (3,)}))
-    assert np.isnan(data.shares[0, 0])
+    data = mask_fractions(mask_of({}, {"a/kernel": (0, 3), "b/kernel": (3,)}))
+    assert np.isnan(data.fractions[0, 0])
     assert not data.always[0, 0]
 
 
@@ -167,7 +167,7 @@ def test_cells_without_colour():
     axes = plot_mask(small())
     cells = {cell.get_xy(): cell for cell in axes.patches}
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert sorted(legend) == ["always trained", "none chosen"]
+    assert sorted(legend) == ["always trained", "none selected"]
     assert cells[2, 1].get_facecolor() == to_rgba("0.9")
     assert [cells[xy].get_hatch() for xy in ((0, 2), (1, 2))] == ["////"] * 2
     assert [cells[xy].get_hatch() for xy in ((0, 0), (2, 1))] == [None] * 2
@@ -278,7 +278,7 @@ def test_mask_must_be_a_mask():
 @pytest.mark.parametrize("most_layers", [0, -1])
 def test_most_layers(most_layers):
     with pytest.raises(ValueError, match=f"integer >= 1.*={most_layers}"):
-        mask_shares(small(), most_layers)
+        mask_fractions(small(), most_layers)
 
 
 def test_examples():

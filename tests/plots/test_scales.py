@@ -39,7 +39,7 @@ def test_curve_is_the_sorted_scores():
     assert ranks[0] == 1 and ranks[-1] == ordered.size
     np.testing.assert_array_equal(curve.values, ordered[ranks - 1])
     assert len(ranks) <= 500
-    assert curve.chosen is None
+    assert curve.selected is None
 
 
 def test_candidates_are_the_knees_without_a_mask():
@@ -69,7 +69,7 @@ def test_candidates_are_those_of_the_mask():
 def test_chosen_is_the_cut_of_the_mask():
     scores = scales()
     mask = SparseMask.from_scores(scores, fraction=0.02)
-    chosen = scale_curve(scores, mask).chosen
+    chosen = scale_curve(scores, mask).selected
     assert chosen.rank == 61
     assert chosen.proportion == 61 / 3050
     least = min(
@@ -88,9 +88,9 @@ def test_variables_taken_whole_do_not_compete():
     without = scale_curve(scales())
     np.testing.assert_array_equal(curve.values, without.values)
     np.testing.assert_array_equal(curve.proportions, without.proportions)
-    assert curve.chosen.rank == 61
+    assert curve.selected.rank == 61
     # A fresh head has no scores at all in stage 1.
-    assert scale_curve(scales(), mask).chosen == curve.chosen
+    assert scale_curve(scales(), mask).selected == curve.selected
 
 
 def test_millions_of_scalars_are_drawn_as_a_few_hundred_points():
@@ -111,14 +111,14 @@ def test_plot_shows_curve_candidates_and_choice():
     marks = curve.candidates
     assert list(candidates.get_xdata()) == [mark.proportion for mark in marks]
     assert list(candidates.get_ydata()) == [mark.value for mark in marks]
-    assert set(vertical.get_xdata()) == {curve.chosen.proportion}
+    assert set(vertical.get_xdata()) == {curve.selected.proportion}
     assert chosen.get_xdata() == [61 / 3050]
-    assert chosen.get_ydata() == [curve.chosen.value]
+    assert chosen.get_ydata() == [curve.selected.value]
     assert labels(axes)[0] == "sorted scales"
     assert labels(axes)[1].startswith("candidate cut-offs: ")
-    assert labels(axes)[2] == "chosen p = 2 % (61 scalars)"
+    assert labels(axes)[2] == "selected p = 2 % (61 scalars)"
     assert axes.get_title() == "Sorted posterior scales"
-    assert axes.get_xlabel() == "Proportion of scalars"
+    assert axes.get_xlabel() == "Fraction of scalars"
     assert axes.get_ylabel() == "Posterior mean scale (units of the weight)"
 
 
@@ -134,6 +134,33 @@ def test_few_candidates_are_listed(fractions, text):
     scores = {"kernel": np.arange(1.0, 101.0)}
     mask = SparseMask({"kernel": [99]}, {"kernel": (100,)}, candidates=fractions)
     assert labels(plot_scales(scores, mask))[1] == f"candidate cut-offs: {text}"
+
+
+def test_scalars_without_a_gradient_are_marked():
+    axes = plot_scales(scales(), without_gradient=0.6)
+    told = "without a gradient: 60 %\n(such as unused tokens)"
+    assert labels(axes)[-1] == told
+    (shaded,) = axes.patches
+    assert shaded.get_x() == pytest.approx(0.4)
+    assert shaded.get_width() == pytest.approx(0.6)
+    assert not plot_scales(scales(), without_gradient=0.0).patches
+    with pytest.raises(ValueError, match=r"fraction in \[0, 1\]. Received: 1.1"):
+        plot_scales(scales(), without_gradient=1.1)
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.5, 3.0])
+def test_ticks_of_logarithmic_axes_are_even(spread):
+    scores = np.random.default_rng(0).lognormal(-9, spread, 3000)
+    axes = plot_scales({"a": scores})
+    axes.figure.canvas.draw()
+    assert not any(t.get_text() for t in axes.get_yticklabels(minor=True))
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert len(ticks) >= 3
+    if spread > 0.1:
+        assert {f"{tick:e}"[0] for tick in ticks} <= {"1", "2", "5"}
+    else:
+        np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
 def test_log():

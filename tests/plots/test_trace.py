@@ -78,9 +78,22 @@ def test_legend_names_mean_and_effective_sample_size():
     assert axes.get_ylabel() == "Sampled scale"
 
 
-@pytest.mark.parametrize(("scalars", "entries"), [(8, 10), (9, 2)])
-def test_many_scalars_have_no_names(scalars, entries):
-    assert len(texts(plot_trace(scales(20, scalars)))) == entries
+def test_many_scalars_are_bands_and_the_least_settled():
+    trace = scales(60, 32)
+    sizes = effective_sample_size(trace)
+    names = [f"body/kernel[{i}]" for i in range(32)]
+    axes = plot_trace(trace, names=names)
+    least = np.argsort(sizes)[:4]
+    assert texts(axes)[:3] == ["90 %", "50 %", "median of 32 scalars"]
+    assert [text.split(":")[0] for text in texts(axes)[3:]] == [names[i] for i in least]
+    median, *means = axes.get_lines()
+    np.testing.assert_allclose(median.get_ydata(), np.median(trace, axis=1))
+    for line, scalar in zip(means, least, strict=True):
+        expected = trace_statistics(trace).running_mean[:, scalar]
+        np.testing.assert_array_equal(line.get_ydata(), expected)
+    assert len(texts(plot_trace(trace[:, :8], names=names[:8]))) == 10
+    with pytest.raises(ValueError, match="for each of the 32 scalars. Received: 31"):
+        plot_trace(trace, names=names[1:])
 
 
 def test_long_trace_is_thinned_for_drawing_only():

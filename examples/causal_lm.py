@@ -11,8 +11,11 @@ docs/language-models.md for what fits in how much memory.
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
+
+from command_line import ShowDefaults
 
 
 def main(argv=None):
@@ -27,7 +30,7 @@ def main(argv=None):
         side_by_side,
         without_preprocessor,
     )
-    from tuning import tune_all, tune_few
+    from tuning import METHODS, epochs_of
 
     keras.utils.set_random_seed(args.seed)
     rows = read_rows(args.jsonl, args.template)
@@ -36,6 +39,7 @@ def main(argv=None):
     total = args.finetune_steps
     if args.method == "bayestune":
         total += args.selection_steps
+    total = math.prod(epochs_of(total, args).values())
     train = Batches(arrays, args.batch_size, total, args.seed)
     if args.remat:
         recompute_blocks(task.backbone)
@@ -46,8 +50,7 @@ def main(argv=None):
     goal = {"loss": loss, "weighted_metrics": ["accuracy"]}
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    tune = {"bayestune": tune_few, "full": tune_all}[args.method]
-    scalars, file = tune(model, train, goal, args)
+    scalars, file = METHODS[args.method](model, train, goal, args)
     result = {
         "preset": args.preset,
         "method": args.method,
@@ -68,13 +71,7 @@ def main(argv=None):
 
 def arguments(argv=None):
     """Parse the command line."""
-
-    class Style(
-        argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter
-    ):
-        """The description as it is, and every default."""
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Style)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=ShowDefaults)
     add = parser.add_argument
     add("--preset", default="gemma3_instruct_270m", help="CausalLM preset or folder")
     none = argparse.SUPPRESS  # no default to show
@@ -95,6 +92,8 @@ def arguments(argv=None):
     add("--selection-learning-rate", type=float, default=1e-4, help="of stage 1")
     rate = "of stage 2 (default: 1e-3), or of full (default: 1e-4)"
     add("--learning-rate", type=float, default=none, help=rate)
+    add("--steps-per-epoch", type=int, default=100, help="of what `fit` calls an epoch")
+    add("--backup-dir", default=none, help="folder from which a killed run goes on")
     add("--batch-size", type=int, default=8, help="rows of a step")
     add("--sequence-length", type=int, default=256, help="tokens of a row, both parts")
     add("--show", type=int, default=4, help="prompts to answer at the end")
@@ -109,6 +108,8 @@ def arguments(argv=None):
         )
     if "learning_rate" not in args:
         args.learning_rate = {"bayestune": 1e-3, "full": 1e-4}[args.method]
+    if "backup_dir" not in args:
+        args.backup_dir = None
     if args.smoke:
         args.selection_steps, args.finetune_steps = 8, 4
         args.batch_size, args.sequence_length, args.show = 4, 16, 2

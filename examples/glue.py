@@ -14,30 +14,20 @@ import sys
 import time
 from pathlib import Path
 
-import keras
-import keras_hub
-import tensorflow as tf  # the input pipeline, whatever the backend
-from glue_tasks import is_regression, read_rows, score, to_arrays
-from tuning import tune_all, tune_few
-
-
-class MeanPoolingClassifier(keras_hub.models.TextClassifier):
-    """A linear layer on the mean token: sentence encoders have no trained [CLS]."""
-
-    def __init__(self, backbone, preprocessor, outputs):
-        self.backbone, self.preprocessor = backbone, preprocessor
-        backbone.get_layer("pooled_dense").trainable = False  # it reads [CLS]
-        tokens = backbone(backbone.input)["sequence_output"]
-        pooling = keras.layers.GlobalAveragePooling1D(name="mean")
-        mean = pooling(tokens, mask=backbone.input["padding_mask"])
-        small = keras.initializers.TruncatedNormal(stddev=0.02)  # as BERT's own head
-        logits = keras.layers.Dense(outputs, kernel_initializer=small, name="logits")
-        super().__init__(inputs=backbone.input, outputs=logits(mean))
+from command_line import ShowDefaults
 
 
 def main(argv=None):
     """Fine-tune, evaluate, print and save the results."""
     args = arguments(argv)
+    # Not above: the help comes without the imports of a backend, which take seconds.
+    import keras
+    import keras_hub
+    import tensorflow as tf  # the input pipeline, whatever the backend
+    from glue_tasks import is_regression, majority, read_rows, score, to_arrays
+    from mean_pooling import MeanPoolingClassifier
+    from tuning import METHODS
+
     keras.utils.set_random_seed(args.seed)
     parts = read_rows(args.task, args.jsonl, args.data_dir)
     if args.smoke:
@@ -46,11 +36,20 @@ def main(argv=None):
     train = tf.data.Dataset.from_tensor_slices((texts, labels))
     train = train.shuffle(len(labels), seed=args.seed).repeat().batch(args.batch_size)
 
-    model = MeanPoolingClassifier(
-        keras_hub.models.BertBackbone.from_preset(args.preset),
-        keras_hub.models.BertTextClassifierPreprocessor.from_preset(
+    try:
+        backbone = keras_hub.models.BertBackbone.from_preset(args.preset)
+        preprocessor = keras_hub.models.BertTextClassifierPreprocessor.from_preset(
             args.preset, sequence_length=args.sequence_length
-        ),
+        )
+    except Exception as error:
+        sys.exit(
+            f"KerasHub could not load the preset {args.preset!r}: {error}\nWithout "
+            "network, --preset FOLDER takes a folder; README.md beside this file says "
+            "where real weights come from."
+        )
+    model = MeanPoolingClassifier(
+        backbone,
+        preprocessor,
         outputs=1 if is_regression(args.task) else int(labels.max()) + 1,
     )
     if is_regression(args.task):
@@ -60,15 +59,18 @@ def main(argv=None):
         goal = {"loss": loss, "metrics": ["accuracy"]}
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    tune = {"bayestune": tune_few, "full": tune_all}[args.method]
-    scalars, file = tune(model, train, goal, args)
+    scalars, file = METHODS[args.method](model, train, goal, args)
     seconds = time.perf_counter() - start
 
     result = {"task": args.task, "method": args.method}
+    of_train = labels
     for part, (texts, labels) in zip(("val", "test"), held_out, strict=True):
         outputs = model.predict(texts, batch_size=args.batch_size)
         for name, value in score(args.task, labels, outputs).items():
             result[f"{part} {name}"] = round(value, 4)
+        constant = majority(args.task, of_train, len(labels))
+        for name, value in score(args.task, labels, constant).items():
+            result[f"{part} {name} of the majority class"] = round(value, 4)
     result["trained scalars"] = scalars
     result["file MB"] = round(file.stat().st_size / 1e6, 3)
     result["seconds"] = round(seconds, 1)
@@ -77,31 +79,40 @@ def main(argv=None):
     result["peak memory GB"] = round(peak, 2)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     for name, value in result.items():
-        print(f"{name:16} {value}")
+        print(f"{name:33} {value}")
     return result
 
 
 def arguments(argv=None):
     """Parse the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=ShowDefaults)
     add = parser.add_argument
+    none = argparse.SUPPRESS  # no default to show
     add("--task", default="glue/rte", help="TFDS name such as super_glue/cb")
-    add("--jsonl", type=Path, help="folder that holds the folder of the task")
-    add("--data-dir", help="where TFDS keeps its data sets")
+    add("--jsonl", type=Path, default=none, help="folder that holds the task's folder")
+    add("--data-dir", default=none, help="where TFDS keeps its data sets")
     add("--preset", default="all_minilm_l6_v2_en", help="BertBackbone preset or folder")
-    add("--method", choices=["bayestune", "full"], default="bayestune")
-    add("--fraction", type=float, default=0.005, help="share of the scalars to train")
+    add(
+        "--method",
+        choices=["bayestune", "full", "head"],
+        default="bayestune",
+        help="train a few scalars and the head, all weights, or the head alone",
+    )
+    add("--fraction", type=float, default=0.005, help="of the scalars to train")
     add("--selection-steps", type=int, default=400, help="steps of stage 1")
-    add("--finetune-steps", type=int, default=600, help="steps of stage 2, or of full")
-    add("--selection-learning-rate", type=float, default=1e-4)
-    add("--learning-rate", type=float, help="default: 1e-3; with full: 1e-4")
-    add("--batch-size", type=int, default=16)
-    add("--sequence-length", type=int, default=128)
-    add("--seed", type=int, default=0)
+    add("--finetune-steps", type=int, default=600, help="steps of all that follows")
+    add("--steps-per-epoch", type=int, default=100, help="of what `fit` calls an epoch")
+    add("--backup-dir", default=none, help="folder from which a killed run goes on")
+    add("--selection-learning-rate", type=float, default=1e-4, help="of stage 1")
+    rate = "of the rest (default: 1e-3; with full: 1e-4)"
+    add("--learning-rate", type=float, default=none, help=rate)
+    add("--batch-size", type=int, default=16, help="rows of a step")
+    add("--sequence-length", type=int, default=128, help="tokens of a row")
+    add("--seed", type=int, default=0, help="of order, noise and dropout")
     add("--smoke", action="store_true", help="8 + 4 steps on a few short rows")
     add("--out", type=Path, default=Path("results/glue"), help="folder for the results")
-    args = parser.parse_args(argv)
+    unset = dict.fromkeys(("jsonl", "data_dir", "backup_dir", "learning_rate"))
+    args = parser.parse_args(argv, argparse.Namespace(**unset))
     if args.smoke:
         args.selection_steps, args.finetune_steps = 8, 4
         args.batch_size, args.sequence_length = 4, 16

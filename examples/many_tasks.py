@@ -15,8 +15,8 @@ import keras
 import keras_hub
 import numpy as np
 import tensorflow as tf  # the input pipeline, whatever the backend
-from glue import MeanPoolingClassifier
 from glue_tasks import is_regression, read_jsonl, read_tfds, score, to_arrays
+from mean_pooling import MeanPoolingClassifier
 
 import keras_bayestune as kbt
 from keras_bayestune import deltas as algebra

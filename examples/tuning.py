@@ -1,4 +1,4 @@
-"""Train all weights, or BayesTune's few, and keep them in a file."""
+"""Train all weights, the head alone or BayesTune's few, and keep them in a file."""
 
 import math
 
@@ -7,13 +7,29 @@ import keras
 import keras_bayestune as kbt
 
 
+def epochs_of(steps, args):
+    """Return epochs of at most `--steps-per-epoch` that have `steps` in all."""
+    epochs = math.ceil(steps / args.steps_per_epoch)
+    return {"epochs": epochs, "steps_per_epoch": math.ceil(steps / epochs)}
+
+
 def tune_all(model, train, goal, args):
     """Return the number of trained scalars and the file with their values."""
     model.compile(keras.optimizers.Adam(args.learning_rate or 1e-4), **goal)
-    model.fit(train, steps_per_epoch=args.finetune_steps, shuffle=False)
+    backup = args.backup_dir
+    callbacks = [keras.callbacks.BackupAndRestore(backup)] if backup else []
+    epochs = epochs_of(args.finetune_steps, args)
+    model.fit(train, **epochs, callbacks=callbacks, shuffle=False)
     file = args.out / "model.weights.h5"
     model.save_weights(file)
     return sum(math.prod(v.shape) for v in model.trainable_variables), file
+
+
+def tune_head(model, train, goal, args):
+    """Train what lies outside the backbone: what the others must beat."""
+    model.backbone.trainable = False
+    args.learning_rate = args.learning_rate or 1e-3
+    return tune_all(model, train, goal, args)
 
 
 def tune_few(model, train, goal, args):
@@ -30,14 +46,21 @@ def tune_few(model, train, goal, args):
         fraction=args.fraction,
         selection_steps=steps,
         finetune_optimizer=keras.optimizers.Adam(args.learning_rate or 1e-3),
+        backup_dir=args.backup_dir,
     )
     model.compile(sampler, **goal)
-    total = steps + args.finetune_steps
-    model.fit(train, steps_per_epoch=total, callbacks=[select], shuffle=False)
+    epochs = epochs_of(steps + args.finetune_steps, args)
+    model.fit(train, **epochs, callbacks=[select], shuffle=False)
     select.mask.summary()
     select.mask.save(args.out / "mask.safetensors")
-    kbt.plot_scales(select.scores, select.mask).figure.savefig(args.out / "scales.png")
+    scales = kbt.plot_scales(
+        select.scores, select.mask, without_gradient=select.health.without_gradient
+    )
+    scales.figure.savefig(args.out / "scales.png")
     kbt.plot_mask(select.mask).figure.savefig(args.out / "mask.png")
     file = args.out / "delta.safetensors"
-    kbt.SparseDelta.from_model(model, select).save(file)
+    select.delta.save(file)
     return select.mask.count, file
+
+
+METHODS = {"bayestune": tune_few, "full": tune_all, "head": tune_head}

@@ -10,23 +10,36 @@ downloads the data, and KerasHub the weights. KERAS_BACKEND names the backend.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
-import keras
-import keras_hub
-from tuning import tune_all, tune_few
-from vtab_tasks import TASKS, batches, load
+from command_line import ShowDefaults
 
 
 def main(argv=None):
     """Fine-tune, evaluate, print and save the results."""
     args = arguments(argv)
+    # Not above: the help comes without the imports of a backend, which take seconds.
+    import keras
+    import keras_hub
+    from tuning import METHODS
+    from vtab_tasks import TASKS, batches, load, majority
+
+    if args.task not in TASKS:
+        sys.exit(f"--task must be one of {', '.join(TASKS)}. Received: {args.task}.")
     keras.utils.set_random_seed(args.seed)
-    parts, classes = load(args.task, args.data_dir)
-    model = keras_hub.models.ImageClassifier.from_preset(
-        args.preset, num_classes=classes
-    )
+    try:
+        parts, classes = load(args.task, args.data_dir)
+        model = keras_hub.models.ImageClassifier.from_preset(
+            args.preset, num_classes=classes
+        )
+    except OSError as error:
+        sys.exit(
+            f"Data or weights could not be loaded: {error}\nWithout network, "
+            "--data-dir names a folder in which TFDS has prepared the data set, and "
+            "--preset a folder with the weights."
+        )
     size = model.backbone.image_shape[:2]
     if None in size:  # a convolutional network takes any size
         size = model.preprocessor.image_converter.image_size
@@ -38,39 +51,51 @@ def main(argv=None):
     goal = {"loss": loss, "metrics": ["accuracy"]}
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    tune = {"bayestune": tune_few, "full": tune_all}[args.method]
-    scalars, file = tune(model, train, goal, args)
+    scalars, file = METHODS[args.method](model, train, goal, args)
     result = {"task": args.task, "method": args.method, "trained scalars": scalars}
     result["seconds"] = round(time.perf_counter() - start, 1)
-    for name, part in zip(("validation", "test"), held_out, strict=True):
-        found = model.evaluate(part, verbose=0, return_dict=True)
+    for name, part, data in zip(
+        ("validation", "test"), parts[1:], held_out, strict=True
+    ):
+        found = model.evaluate(data, verbose=0, return_dict=True)
         result[f"{name} accuracy"] = round(found["accuracy"], 4)
+        constant = majority(parts[0], part)
+        result[f"{name} accuracy of the majority class"] = round(constant, 4)
     result["file MB"] = round(file.stat().st_size / 1e6, 3)
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     for name, value in result.items():
-        print(f"{name:20} {value}")
+        print(f"{name:42} {value}")
     return result
 
 
 def arguments(argv=None):
     """Parse the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=ShowDefaults)
     add = parser.add_argument
-    add("--task", default="cifar100", choices=TASKS)
-    add("--data-dir", help="where TFDS keeps its data sets")
+    none = argparse.SUPPRESS  # no default to show
+    add("--task", default="cifar100", help="one of the 19 of vtab_tasks.py")
+    add("--data-dir", default=none, help="where TFDS keeps its data sets")
     add("--preset", default="vit_base_patch16_224_imagenet", help="or a folder")
-    add("--method", choices=["bayestune", "full"], default="bayestune")
-    add("--fraction", type=float, default=0.005, help="share of the scalars to train")
+    add(
+        "--method",
+        choices=["bayestune", "full", "head"],
+        default="bayestune",
+        help="train a few scalars and the head, all weights, or the head alone",
+    )
+    add("--fraction", type=float, default=0.005, help="of the scalars to train")
     add("--selection-steps", type=int, default=600, help="steps of stage 1")
-    add("--finetune-steps", type=int, default=1000, help="steps of stage 2, or of full")
-    add("--selection-learning-rate", type=float, default=1e-4)
-    add("--learning-rate", type=float, help="default: 1e-3; with full: 1e-4")
-    add("--batch-size", type=int, default=32)
-    add("--seed", type=int, default=0)
+    add("--finetune-steps", type=int, default=1000, help="steps of all that follows")
+    add("--steps-per-epoch", type=int, default=100, help="of what `fit` calls an epoch")
+    add("--backup-dir", default=none, help="folder from which a killed run goes on")
+    add("--selection-learning-rate", type=float, default=1e-4, help="of stage 1")
+    rate = "of the rest (default: 1e-3; with full: 1e-4)"
+    add("--learning-rate", type=float, default=none, help=rate)
+    add("--batch-size", type=int, default=32, help="images of a step")
+    add("--seed", type=int, default=0, help="of order, noise and dropout")
     add("--smoke", action="store_true", help="8 + 4 steps")
     add("--out", type=Path, default=Path("results/vtab"), help="folder for the results")
-    args = parser.parse_args(argv)
+    unset = dict.fromkeys(("data_dir", "backup_dir", "learning_rate"))
+    args = parser.parse_args(argv, argparse.Namespace(**unset))
     if args.smoke:
         args.selection_steps, args.finetune_steps, args.batch_size = 8, 4, 4
     return args

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf  # the input pipeline, whatever the backend
 import tensorflow_datasets as tfds
 
@@ -88,6 +89,12 @@ def load(task, data_dir):
         part.map(lambda row: (row["image"] * unit, label_of(row))) for part in parts
     ]
     return pairs, classes
+
+
+def majority(train, part):
+    """Return the accuracy of the class that is most frequent in `train`."""
+    classes, counts = np.unique([int(y) for _, y in train], return_counts=True)
+    return float(np.mean([int(y) == classes[counts.argmax()] for _, y in part]))
 
 
 def batches(part, size, batch_size, training=False, seed=0):

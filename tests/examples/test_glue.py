@@ -1,6 +1,7 @@
 import importlib
 import json
 import math
+import subprocess
 import sys
 
 import keras
@@ -25,7 +26,7 @@ def glue(root):
 
 @pytest.fixture(scope="module")
 def tasks(glue):
-    return sys.modules["glue_tasks"]
+    return importlib.import_module("glue_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -107,27 +108,34 @@ def build(glue, preset, outputs):
         preset, sequence_length=16
     )
     backbone = keras_hub.models.BertBackbone.from_preset(preset)
-    return glue.MeanPoolingClassifier(backbone, preprocessor, outputs)
+    mean_pooling = importlib.import_module("mean_pooling")
+    return mean_pooling.MeanPoolingClassifier(backbone, preprocessor, outputs)
 
 
-def test_two_stages_from_jsonl(glue, preset, jsonl, tmp_path, monkeypatch):
-    tune, tuned = glue.tune_few, []
+def test_two_stages_from_jsonl(glue, preset, jsonl, tmp_path, monkeypatch, capsys):
+    methods = importlib.import_module("tuning").METHODS
+    tune, tuned = methods["bayestune"], []
 
     def remember(model, *rest):
         tuned.append(model)
         return tune(model, *rest)
 
-    monkeypatch.setattr(glue, "tune_few", remember)
+    monkeypatch.setitem(methods, "bayestune", remember)
     out = tmp_path / "out"
     result = glue.main(
         ["--smoke", "--task", "stsb", "--jsonl", str(jsonl), "--preset", preset]
-        + ["--fraction", "0.05", "--out", str(out)]
+        + ["--fraction", "0.05", "--out", str(out), "--backup-dir", str(out / "state")]
+        + ["--steps-per-epoch", "6"]
     )
     assert json.loads((out / "result.json").read_text()) == result
     for metric in ("val Pearson", "val Spearman", "test Pearson", "test Spearman"):
         assert -1 <= result[metric] <= 1
     for picture in ("scales.png", "mask.png"):
         assert (out / picture).stat().st_size > 1000
+
+    assert not (out / "state").exists()  # the run is over
+    assert result["val Pearson of the majority class"] == 0
+    assert capsys.readouterr().out.count("Epoch 2/2") == 1
 
     mask = kbt.SparseMask.load(out / "mask.safetensors")
     scalars = trained_scalars(tuned[0].backbone)
@@ -151,6 +159,56 @@ def test_all_weights_from_tfds(glue, preset, data_dir, tmp_path):
     assert 0 <= result["test accuracy"] <= 1
     assert result["file MB"] > 0 and result["peak memory GB"] > 0
     assert (tmp_path / "model.weights.h5").is_file()
+
+
+def test_the_head_alone(glue, preset, jsonl, tmp_path):
+    result = glue.main(
+        ["--smoke", "--task", "mrpc", "--jsonl", str(jsonl), "--preset", preset]
+        + ["--method", "head", "--out", str(tmp_path)]
+    )
+    assert result["trained scalars"] == 2 * 8 + 2
+    of_train, labels = (
+        [label for *_, label in pairs(40, seed)][:32] for seed in (0, 2)
+    )
+    frequent = max({0, 1}, key=of_train.count)
+    expected = round(labels.count(frequent) / len(labels), 4)
+    assert result["test accuracy of the majority class"] == expected
+
+
+def test_without_network_the_message_names_what_works(
+    glue, tfds, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(tfds, "load", fail)
+    name = "--jsonl FOLDER reads FOLDER/rte/{train,val,test}.jsonl"
+    with pytest.raises(SystemExit, match="TFDS could not load 'glue/rte': ") as stopped:
+        glue.main(["--smoke", "--data-dir", str(tmp_path), "--task", "glue/rte"])
+    assert name in str(stopped.value)
+    (tmp_path / "mrpc").mkdir()
+    for part in ("train", "val", "test"):
+        row = json.dumps({"sentence": "a", "label": 1}) + "\n"
+        (tmp_path / "mrpc" / f"{part}.jsonl").write_text(row)
+    with pytest.raises(
+        SystemExit, match="(?s)could not load the preset 'x_en'.*--preset"
+    ):
+        glue.main(["--task", "mrpc", "--jsonl", str(tmp_path), "--preset", "x_en"])
+
+
+@pytest.mark.parametrize("name", ["glue", "vtab", "causal_lm"])
+def test_the_help_comes_without_a_backend(name, root):
+    code = f"import sys, {name}\ntry: {name}.main(['--help'])\nexcept SystemExit:\n"
+    code += " print({'keras', 'tensorflow', 'numpy'} & {*sys.modules})"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root / "examples",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.endswith("set()\n")
+    assert "(default: 0.005)" in run.stdout
 
 
 def test_splits_of_tfds(tasks, data_dir):

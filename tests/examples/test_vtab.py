@@ -101,7 +101,7 @@ def test_the_splits_are_those_of_vtab(tasks, data_dir):
     assert images.shape == (5, 16, 16, 3)
 
 
-@pytest.mark.parametrize("method", ["bayestune", "full"])
+@pytest.mark.parametrize("method", ["bayestune", "full", "head"])
 def test_a_task(vtab, data_dir, preset, tmp_path, method):
     out = tmp_path / "out"
     result = vtab.main(
@@ -114,7 +114,10 @@ def test_a_task(vtab, data_dir, preset, tmp_path, method):
     size = {v.path: math.prod(v.shape) for v in model.trainable_variables}
     backbone = sum(math.prod(v.shape) for v in model.backbone.trainable_variables)
     head = sum(size.values()) - backbone
-    if method == "full":
+    assert result["test accuracy of the majority class"] == round(1 / 12, 4)
+    if method == "head":
+        assert result["trained scalars"] == head
+    elif method == "full":
         assert result["trained scalars"] == head + backbone
     else:
         assert result["trained scalars"] == head + int(0.05 * backbone)

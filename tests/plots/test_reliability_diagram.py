@@ -55,7 +55,7 @@ def test_it_draws_on_given_axes(predictions):
 @pytest.mark.parametrize(
     ("probabilities", "labels", "error", "message"),
     [
-        (np.array([[0.3], [1.7]]), [0, 0], ValueError, "of a regression are no prob"),
+        (np.array([[0.3], [1.7]]), [0, 0], ValueError, "of a regression are not prob"),
         (np.array([[0.3, 0.7]]), [0.5], TypeError, "numbers of the classes"),
         (np.array([0.3, 0.7]), [0, 1], ValueError, r"shape \(n, classes\)"),
     ],

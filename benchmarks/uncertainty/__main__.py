@@ -31,7 +31,7 @@ def add(records, file):
 def run(args, file):
     for suite, task, seed in new_blocks(args, file):
         chosen = args.methods or list(METHODS)
-        add(list(blocks.run(suite, task, seed, args.fraction, chosen)), file)
+        add(blocks.run(suite, task, seed, args.fraction, chosen, args.keep), file)
 
 
 def compare_chains(args, file):
@@ -76,6 +76,9 @@ def main(argv=None):
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--preset", help="text: BertBackbone preset or folder")
     parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for blocks that are cut short"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

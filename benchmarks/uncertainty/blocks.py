@@ -12,6 +12,7 @@ from benchmarks.quality.evaluation import batches, evaluate
 from benchmarks.quality.stage2 import Stage2
 from benchmarks.uncertainty import methods
 from benchmarks.uncertainty.iterates import Iterates
+from benchmarks.uncertainty.kept import Kept
 from keras_bayestune.diagnostics import (
     brier_score,
     expected_calibration_error,
@@ -22,10 +23,11 @@ from keras_bayestune.uncertainty.calibration import best_temperature
 from keras_bayestune.uncertainty.predicting import tempered
 
 
-def run(suite, task, seed, fraction, chosen):
-    """Yield a record for each method, and one for it calibrated."""
+def run(suite, task, seed, fraction, chosen, folder=None):
+    """Return a record for each method, and one for it calibrated."""
     start = time.perf_counter()
-    tuned, rate, seconds = tune(suite, task, seed, fraction)
+    kept = Kept(folder, {"task": task, "seed": seed, "fraction": fraction})
+    tuned, rate, seconds = tune(suite, task, seed, fraction, kept)
     problem = suite.problem(task, seed, "always")
     tuned.model.set_weights(problem.weights)
     print(f"{task} {seed}: tuned, {time.perf_counter() - start:.0f} s", flush=True)
@@ -36,15 +38,16 @@ def run(suite, task, seed, fraction, chosen):
     }
     out = suite.out_of_distribution(task, problem.test)
     one_pass = min(_seconds_of_a_pass(tuned, problem.test[0]) for _ in range(2))
-    for name in chosen:
+
+    def records(name):
         begin = time.perf_counter()
         posterior = methods.METHODS[name](tuned)
         if posterior is None:
-            continue
+            return []
         made = time.perf_counter() - begin
         draws = methods.DRAWS if any(posterior.deviations) else None
 
-        def predict(x, posterior=posterior, draws=draws):
+        def predict(x):
             found = posterior.predict(tuned.model, x, draws, batch_size=50, verbose=0)
             return found.mean
 
@@ -54,10 +57,11 @@ def run(suite, task, seed, fraction, chosen):
         p |= {part: predict(x) for part, (x, _) in data.items() if part != "test"}
         outside = predict(out)
         temperature = best_temperature(p["validation"], problem.validation[1])
+        found = []
         for label, t in ((name, 1.0), (f"{name}, calibrated", temperature)):
             at = {part: tempered(q, t) for part, q in p.items()}
             figures = {part: measures(at[part], y) for part, (_, y) in data.items()}
-            yield {
+            record = {
                 "block": {"task": task, "seed": seed, "fraction": fraction},
                 "method": label,
                 "test": figures.pop("test"),
@@ -77,16 +81,25 @@ def run(suite, task, seed, fraction, chosen):
                 },
                 "backend": keras.backend.backend(),
             }
+            found.append(record)
         print(f"{task} {seed}: {name}, {time.perf_counter() - start:.0f} s", flush=True)
+        return found
+
+    return [
+        record
+        for name in chosen
+        for record in kept.records(name, lambda name=name: records(name))
+    ]
 
 
-def tune(suite, task, seed, fraction):
+def tune(suite, task, seed, fraction, kept):
     """Return deltas under one mask, the rate of stage 2, and seconds."""
     problem = suite.problem(task, seed, "always")
     model = problem.model
     base = base_of(problem)
     clock = time.perf_counter()
-    scores, mask = mask_of(suite, problem, seed, fraction)
+    scores = kept.scores(lambda: scores_of(suite, problem, seed))
+    mask = mask_from(model, scores, fraction)
     seconds = {"selection": round(time.perf_counter() - clock, 2)}
     model.set_weights(problem.weights)
     stage2 = Stage2(model, mask, problem.loss, suite.compiles_once)
@@ -97,24 +110,28 @@ def tune(suite, task, seed, fraction):
         stage2.train(data, steps, rate, callbacks)
 
     found = {}
-    for rate in suite.rates:
+    for rate in suite.rates if len(suite.rates) > 1 else ():
         stage2.weights = problem.weights
         train(rate, seed)
         value = evaluate(problem, model, problem.validation)
         found[rate] = next(iter(value.values())), -value["NLL"]
-    rate = max(found, key=found.__getitem__)
+    rate = max(found, key=found.__getitem__, default=suite.rates[0])
 
     iterates = Iterates(mask, base, steps // 2, max(1, steps // 40))
     model.set_weights(problem.weights)
 
+    def shared(order):
+        return kept.delta(order, lambda: member(order))
+
     def member(order):
         stage2.weights = model.get_weights()
-        train(rate, order, [iterates] if order == _order(seed, 0) else ())
+        is_point = suite.iterates and order == _order(seed, 0)
+        train(rate, order, [iterates] if is_point else ())
         return kbt.SparseDelta.from_model(model, mask=mask, base=base)
 
     clock = time.perf_counter()
     posterior = ensemble(
-        model, member, suite.members, head=problem.head, seed=_order(seed, 0)
+        model, shared, suite.members, head=problem.head, seed=_order(seed, 0)
     )
     seconds["ensemble"] = round(time.perf_counter() - clock, 2)
     own_masks = [posterior.deltas[0]]
@@ -150,15 +167,22 @@ def base_of(problem):
 
 
 def mask_of(suite, problem, seed, fraction):
-    model = problem.model
-    model.set_weights(problem.weights)
-    scores = selection.SELECTIONS[selection.OURS](suite, problem, seed)[selection.OURS]
+    scores = scores_of(suite, problem, seed)
+    return scores, mask_from(problem.model, scores, fraction)
+
+
+def scores_of(suite, problem, seed):
+    problem.model.set_weights(problem.weights)
+    return selection.SELECTIONS[selection.OURS](suite, problem, seed)[selection.OURS]
+
+
+def mask_from(model, scores, fraction):
     head = {
         v.path: tuple(v.shape)
         for v in model.trainable_variables
         if v.path not in scores
     }
-    return scores, kbt.SparseMask.from_scores(scores, fraction, always=head)
+    return kbt.SparseMask.from_scores(scores, fraction, always=head)
 
 
 def _seconds_of_a_pass(tuned, x):

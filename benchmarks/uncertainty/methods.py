@@ -104,6 +104,8 @@ def swag(tuned):
     Maddox et al., "A Simple Baseline for Bayesian Uncertainty in Deep Learning",
     NeurIPS 2019, the diagonal form, at stage 2's own rate.
     """
+    if not tuned.iterates:
+        return None
     deviations, variables = {}, dict(tuned.deltas[0].variables)
     for target in trained(tuned.model, tuned.deltas[0]):
         path = target.path

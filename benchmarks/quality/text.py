@@ -12,8 +12,8 @@ from benchmarks.quality.suite import Problem, Suite
 
 # The example is a script; its way to read tasks and its model are used here.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from glue import MeanPoolingClassifier  # noqa: E402
 from glue_tasks import is_regression, read_rows, score, to_arrays  # noqa: E402
+from mean_pooling import MeanPoolingClassifier  # noqa: E402
 
 MOST_VALIDATION, MOST_TEST = 400, 750  # rows; to evaluate costs as much as to train
 LENGTHS = {"stsb": 32}  # tokens of a pair; of three pairs in four, all are read

@@ -47,9 +47,9 @@ class Budget(abc.ABC):
         """Raise a ValueError unless the two say how many scalars are selected."""
         if threshold is not None:
             raise ValueError(
-                f"{self!r} divides a number of scalars, and `threshold` gives none: it "
-                "selects every score above it, wherever it is. Give `fraction`, or "
-                f"leave `budget` out. Received: threshold={threshold!r}."
+                "`threshold` selects every score above it, wherever it is, which no "
+                "budget but Global() allows. Give `fraction` instead, or leave "
+                f"`budget` out. Received: threshold={threshold!r} with {self!r}."
             )
         if fraction is None:
             raise ValueError(

@@ -13,9 +13,9 @@ class PerTensor(Budget):
 
     Every variable gets its share, `floor(fraction * n)` in all: the exact share,
     rounded up where the next score is largest, else down. So a bias of 64 scalars gets
-    none or one at 0.5 %. On pre-trained transformers, whose scores differ more from
-    weight to weight than within one, this has selected better than `Global`; on small
-    networks, where biases and norms are worth much, worse.
+    none or one at 0.5 %: on small networks, where biases and norms are worth much,
+    this is no better than `Global`. It is for large ones, where a few weights with
+    the largest scores of all would take most of the budget.
 
     Examples:
         >>> from keras_bayestune import budgets

@@ -1,6 +1,8 @@
 """Bayesian sparse fine-tuning for Keras 3."""
 
 from keras_bayestune import budgets, selectors, uncertainty
+from keras_bayestune._sweep import sweep
+from keras_bayestune._switch import switch
 from keras_bayestune._version import __version__
 from keras_bayestune.callbacks import SparseMaskCallback
 from keras_bayestune.chains import run_chains
@@ -17,8 +19,6 @@ from keras_bayestune.plots import (
 )
 from keras_bayestune.priors import LaplacePrior, WithPrior
 from keras_bayestune.samplers import Authors, Collapsed, JointLangevin
-from keras_bayestune.sweep import sweep
-from keras_bayestune.switch import switch
 
 __all__ = [
     "Authors",

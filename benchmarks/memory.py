@@ -8,6 +8,7 @@ load. JAX only. Example:
 """
 
 import argparse
+import contextlib
 import math
 
 import jax
@@ -69,10 +70,12 @@ def optimizer(method: str, model: keras.Model, accumulate: int | None):
 def step_bytes(model: keras.Model, batch: int, tokens: int, compact: bool):
     """Return the bytes of weights, of optimizer state, and of what lies beside them."""
     model.optimizer.build(model.trainable_variables)
+    step: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if compact:
         training = CompactTraining(True)
         training.set_model(model)
         training.start()
+        step = training.gradients._probed_step()  # the model has it in no other time
     ids = np.zeros((batch, tokens), "int32")
     data = {"token_ids": ids, "padding_mask": ids + 1}, ids, np.ones(ids.shape)
     model._symbolic_build(data_batch=data)
@@ -82,7 +85,9 @@ def step_bytes(model: keras.Model, batch: int, tokens: int, compact: bool):
         optimizer_variables=True,
         metrics_variables=True,
     )
-    compiled = jax.jit(model.train_step, donate_argnums=0).lower(state, data).compile()
+    with step:
+        lowered = jax.jit(model.train_step, donate_argnums=0).lower(state, data)
+    compiled = lowered.compile()
     trained, frozen, kept, _ = (sum(array.nbytes for array in part) for part in state)
     return trained + frozen, kept, compiled.memory_analysis().temp_size_in_bytes
 

@@ -63,13 +63,21 @@ def uses_of(layer: Layer) -> dict[str, Use]:
         return {}
     if layer.quantization_mode is not None or layer.lora_enabled:
         return {}
-    if layer._remat_mode is not None:
+    if _is_rematerialised(layer):
         return {}
     if kind is ReversibleEmbedding and layer.mask_zero:
         return {}  # its call also makes the mask
     found = _table(layer) if name == "embeddings" else _kernel(layer, kind)
     floats = ("float32", "bfloat16", "float16")
     return {name: use for name, use in found.items() if use.weight.dtype in floats}
+
+
+def _is_rematerialised(layer: Layer) -> bool:
+    mode = layer._remat_mode
+    if mode is None:
+        return False
+    # Such a scope marks every layer made in it; the others are called as ever.
+    return mode.mode != "list_of_layers" or layer.name in mode.layer_names
 
 
 def call_with_probes(layer: Layer, probed: Mapping[str, Probed]) -> Call:

@@ -51,7 +51,8 @@ def fit_both_ways(build, x, y, fraction, learning_rate, tables=(), steps=2):
 def test_heads_of_large_vocabularies():
     def build():
         ids = keras.Input((3,), batch_size=4, dtype="int32")
-        tied = layers.ReversibleEmbedding(VOCABULARY, 8, name="tied")
+        with keras.RematScope("list_of_layers", layer_names=["another"]):
+            tied = layers.ReversibleEmbedding(VOCABULARY, 8, name="tied")
         untied = layers.ReversibleEmbedding(
             VOCABULARY, 8, tie_weights=False, logit_soft_cap=2.0, name="untied"
         )

@@ -4,7 +4,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf  # the input pipeline, whatever the backend
 from keras import ops
 
 from benchmarks.quality.suite import Data, Problem
@@ -51,8 +50,10 @@ def outputs_of(model: keras.Model, x: Any, size: int = 50) -> np.ndarray:
     )
 
 
-def batches(data: Data, batch_size: int, seed: int) -> tf.data.Dataset:
+def batches(data: Data, batch_size: int, seed: int) -> Any:
     """Endless batches of one size, the same ones for every method."""
+    import tensorflow as tf  # the input pipeline, whatever the backend
+
     rows = len(data[1])
     examples = tf.data.Dataset.from_tensor_slices(data).shuffle(rows, seed=seed)
     return examples.repeat().batch(batch_size)

@@ -127,19 +127,22 @@ def one_table(cells, fraction: float) -> str:
             differences = values[methods.OURS] - values[method]
             low, high = interval(differences)
             line.append(f"{differences.mean():+.2f} [{low:+.2f}, {high:+.2f}]")
-        line.append(f"{mean(records, 'trained scalars'):,.0f}")
+        line.append(mean(records, "trained scalars"))
         for metric in ("NLL", "ECE", "Brier"):
             found = [r["test"][metric] for r in records if metric in r["test"]]
             line.append(f"{np.mean(found):.3f}" if found else "-")
         seconds = np.mean([sum(r["seconds"].values()) for r in records])
-        line += [f"{seconds:.1f}", f"{mean(records, 'peak megabytes'):,.0f}"]
-        line.append(f"{mean(records, 'stored bytes'):,.0f}")
+        line += [f"{seconds:.1f}", mean(records, "peak megabytes")]
+        line.append(mean(records, "stored bytes"))
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 
 
-def mean(records, name: str) -> float:
-    return float(np.mean([record[name] for record in records]))
+def mean(records, name: str) -> str:
+    """Return the mean of a figure, "-" where a suite does not measure it."""
+    if not all(name in record for record in records):
+        return "-"
+    return f"{np.mean([record[name] for record in records]):,.0f}"
 
 
 def mean_and_error(values: np.ndarray) -> str:

@@ -32,6 +32,9 @@ def errors_of(found: Mapping[Any, Mapping[str, Any]], head: str):
 
 def save(found: Mapping[Any, Mapping[str, Any]], head: str, file) -> None:
     """Draw the figure into `file`."""
+    import matplotlib
+
     axes = kbt.plot_error_vs_sparsity(errors_of(found, head))
     axes.set_ylabel("Test error, %")
-    axes.figure.savefig(file, bbox_inches="tight", dpi=120)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text, not outlines
+        axes.figure.savefig(file, bbox_inches="tight", dpi=120)

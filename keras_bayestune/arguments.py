@@ -1,6 +1,7 @@
 """Checks of arguments that every layer of the package takes."""
 
 import inspect
+import math
 import operator
 import random
 from typing import Any
@@ -28,6 +29,41 @@ def check_integer(name: str, value: Any, smallest: int) -> int:
         raise ValueError(
             f"`{name}` must be an integer >= {smallest}{limit}. Received: "
             f"{name}={value!r} of type {type(value).__name__}."
+        )
+    return number
+
+
+def check_number(
+    name: str, value: Any, interval: str, owner: str = "", hint: str = ""
+) -> float:
+    """Return `value` as a float, if it is a finite number in the interval.
+
+    Args:
+        name: The argument's name.
+        value: Python's or NumPy's number; neither `True` nor "1".
+        interval: Such as "[0, inf)", "(0, 1]" or "(-inf, inf)".
+        owner: Whose argument it is, where the name alone would not tell.
+        hint: A sentence or two for the end of the error.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    try:
+        if isinstance(value, bool | np.bool_ | str):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    above = low < number if interval[0] == "(" else low <= number
+    below = number < high if interval[-1] == ")" else number <= high
+    if not (above and below):
+        words = {
+            "(0, inf)": "a finite number above 0",
+            "[0, inf)": "a finite number >= 0",
+            "(-inf, inf)": "a finite number",
+        }
+        raise ValueError(
+            f"`{name}`{owner and f' of {owner}'} must be "
+            f"{words.get(interval, f'in {interval}')}. Received: {name}={value!r} of "
+            f"type {type(value).__name__}.{hint and f' {hint}'}"
         )
     return number
 

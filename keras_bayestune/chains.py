@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_bayestune import document_file
 from keras_bayestune.arguments import check_integer
-from keras_bayestune.callbacks import state_file
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.diagnostics import (
     effective_sample_size,
@@ -27,6 +27,13 @@ from keras_bayestune.selectors.scale import chain_optimizer, other_noise
 
 Scores = Mapping[str, np.ndarray]
 _NAME = "chains.safetensors"
+_FORMAT = document_file.Format(
+    "chains",
+    version=1,
+    writer="run_chains(backup_dir=...)",
+    fields={"plan": str, "chains": int, "score": list, "trace": list},
+    cure="Put back the right file, or delete it to start anew.",
+)
 
 
 class VariableStatistics(NamedTuple):
@@ -233,20 +240,21 @@ class _Backup:
     def read(self) -> tuple[list[Scores], list[Mapping[str, np.ndarray]]]:
         if not self._path.exists():
             return [], []
-        file = state_file.StateFile(self._path)
-        document = file.document
-        if not isinstance(document, dict) or document.get("plan") != self._plan:
-            raise file.unusable("It is of a run of other chains.")
-        found: tuple[list[Scores], list[Mapping[str, np.ndarray]]] = [], []
-        for number in range(document["chains"]):
-            for part, kind in zip(found, ("score", "trace"), strict=True):
-                part.append(
-                    {
-                        path: file.read(f"{kind}.{number}.{i}")
-                        for i, path in enumerate(document[kind])
-                    }
-                )
-        return found
+        return document_file.read(self._path, _FORMAT, self._from_document)
+
+    def _from_document(
+        self, document: dict[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> tuple[list[Scores], list[Mapping[str, np.ndarray]]]:
+        if document["plan"] != self._plan:
+            raise ValueError("It is of a run of other chains.")
+
+        def of(kind: str) -> list[Scores]:
+            return [
+                {p: arrays[f"{kind}.{k}.{i}"] for i, p in enumerate(document[kind])}
+                for k in range(document["chains"])
+            ]
+
+        return of("score"), of("trace")
 
     def write(
         self, scores: list[Scores], traces: list[Mapping[str, np.ndarray]]
@@ -257,14 +265,14 @@ class _Backup:
             "score": list(scores[0]),
             "trace": list(traces[0]),
         }
-        arrays = [
-            (f"{kind}.{number}.{i}", array)
+        arrays = {
+            f"{kind}.{number}.{i}": array
             for kind, part in (("score", scores), ("trace", traces))
             for number, of_chain in enumerate(part)
             for i, array in enumerate(of_chain.values())
-        ]
+        }
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        state_file.write(self._path, document, arrays)
+        document_file.write(self._path, _FORMAT, document, arrays)
 
     def delete(self) -> None:
         self._path.unlink()

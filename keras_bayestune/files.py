@@ -8,43 +8,6 @@ import shutil
 from collections.abc import Iterator
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all.
-
-    The bytes go to a new file in the same folder, reach the disk (`fsync`), and
-    take the name `path` in one step (`os.replace`). If anything fails before that
-    step, an existing file at `path` keeps its content and the new file is removed.
-    A symbolic link is followed: its target is replaced, not the link.
-
-    Args:
-        path: Where to write. Its folder must exist.
-        data: The whole content.
-
-    Raises:
-        TypeError: `data` is not bytes.
-        FileNotFoundError: The folder of `path` does not exist.
-        IsADirectoryError: `path` is a folder.
-
-    Examples:
-        >>> import pathlib, tempfile
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> write_atomic(folder / "mask.bin", b"abc")
-        >>> (folder / "mask.bin").read_bytes()
-        b'abc'
-    """
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(
-            f"`data` must be bytes. Received: {type(data).__name__}. "
-            "Encode text first, e.g. `text.encode()`."
-        )
-    if os.path.isdir(path):
-        raise IsADirectoryError(
-            f"`path` is a folder: {os.fspath(path)}. Give the name of a file in it."
-        )
-    with replacing(path) as temporary, open(temporary, "xb") as file:
-        file.write(data)
-
-
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], suffix: str = "") -> Iterator[pathlib.Path]:
     """Give a name to write at, and make it appear whole as `path` at the end.

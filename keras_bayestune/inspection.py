@@ -6,11 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from keras_bayestune import document_file
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.uncertainty import DeltaPosterior
-
-_MAX_HEADER = 100_000_000  # bytes, the limit of safetensors itself
 
 
 def inspect_file(path: str | os.PathLike[str]) -> str:
@@ -30,7 +29,7 @@ def inspect_file(path: str | os.PathLike[str]) -> str:
         >>> print(inspect_file("m.safetensors").partition(", ")[0])
         m.safetensors: SparseMask(25 % of 4 scalars (1))
     """
-    kind = _kind(path)
+    kind = document_file.format_of(path)
     if kind not in _DESCRIBED:
         raise ValueError(
             f"{os.fspath(path)!r} is not a mask, a delta or a posterior of this "
@@ -42,23 +41,6 @@ def inspect_file(path: str | os.PathLike[str]) -> str:
     size = f"{os.path.getsize(path):,} bytes"
     first = f"{os.path.basename(path)}: {value!r}, {size}"
     return "\n".join([first, *describe(value)])
-
-
-def _kind(path: str | os.PathLike[str]) -> str | None:
-    """The format that a safetensors file names; `None` if it names none."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(_MAX_HEADER, os.fstat(file.fileno()).st_size):
-            return None
-        header = file.read(length)
-    try:
-        metadata = json.loads(header)["__metadata__"]
-        if "keras_bayestune" in metadata:  # of deltas and posteriors
-            metadata = json.loads(metadata["keras_bayestune"])
-        return str(metadata["format"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def _of_mask(mask: SparseMask) -> list[str]:

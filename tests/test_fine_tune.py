@@ -225,8 +225,8 @@ class Counting(Magnitude):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"fraction": 0.0}, ValueError, "above 0 and at most 1"),
-        ({"fraction": 1.1}, ValueError, "above 0 and at most 1"),
+        ({"fraction": 0.0}, ValueError, r"must be in \(0, 1\]"),
+        ({"fraction": 1.1}, ValueError, r"must be in \(0, 1\]"),
         ({"fraction": 0.04}, ValueError, "too small to select one scalar: 23 compete"),
         ({"fraction": 0.1, "threshold": 0.1}, ValueError, "either `fraction` or"),
         ({"fraction": None, "threshold": np.nan}, ValueError, "a finite number"),

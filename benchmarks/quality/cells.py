@@ -26,7 +26,7 @@ from keras_bayestune.callbacks.stage_two_start import (
     give_to_selected,
     selected_values,
 )
-from keras_bayestune.files import write_atomic
+from keras_bayestune.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,16 @@ class Results:
         """Keep one, whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"cell": dataclasses.asdict(cell), **record})
-        write_atomic(self.folder / cell.file_name, f"{text}\n".encode())
+        with replacing(self.folder / cell.file_name) as temporary:
+            temporary.write_text(f"{text}\n")
 
     def collect(self) -> int:
         """Put all in one file; return their number."""
         found = self.read()
         lines = sorted(json.dumps(record) for record in found.values())
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.file, "".join(f"{line}\n" for line in lines).encode())
+        with replacing(self.file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines))
         return len(lines)
 
 
@@ -135,7 +137,8 @@ class Masks:
                     if method == methods.LAST_VALUES:
                         values = selected_values(problem.model, mask, last.values)
                         save_file(values, place / f"{p}.values")
-            write_atomic(place / "seconds.json", f"{seconds:.2f}".encode())
+            with replacing(place / "seconds.json") as temporary:
+                temporary.write_text(f"{seconds:.2f}")
 
 
 def run_cell(suite: Suite, cell: Cell, masks: Masks) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 import abc
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -91,16 +90,6 @@ def count_of(fraction: float | None, ranking: Ranking, pool: str = "") -> int:
             f"{fraction_of(1, ranking.size)}."
         )
     return count
-
-
-def check_fraction(name: str, fraction: Any, otherwise: str = "") -> None:
-    """Raise a ValueError unless it is a number in (0, 1]."""
-    is_number = isinstance(fraction, Real) and not isinstance(fraction, bool)
-    if not (is_number and 0 < fraction <= 1):
-        raise ValueError(
-            f"{name} must be a number above 0 and at most 1{otherwise} (0.005 is "
-            f"0.5 %). Received: {fraction!r}."
-        )
 
 
 def check_not_equal(ranking: Ranking, fraction: float | str | None, pool: str) -> None:

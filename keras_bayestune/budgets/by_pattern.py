@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.budgets.budget import (
     Budget,
     Indices,
-    check_fraction,
     count_of,
 )
 from keras_bayestune.selection import Ranking, Subset
@@ -55,7 +55,7 @@ class ByPattern(Budget):
                 raise ValueError(
                     f"ByPattern has an invalid regex {pattern!r}: {error}."
                 ) from error
-            check_fraction(f"The fraction of ByPattern for {pattern!r}", share)
+            check_number("fraction", share, "(0, 1]", f"ByPattern for {pattern!r}")
         self.fractions = dict(fractions)
 
     def select(

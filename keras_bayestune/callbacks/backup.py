@@ -1,21 +1,33 @@
-"""The whole state of a `fit` of two stages, in one file, and back."""
+"""The whole state of a `fit` of two stages in one file, and back.
 
+Its own file and not `keras.callbacks.BackupAndRestore`, which works beside it as well:
+that writes two files in place, so that a kill can leave one that does not load or two
+that do not belong together, HDF5 has no digest, and it saves at the end of an epoch,
+before the callbacks behind it have ended theirs. To change that takes an own
+`_save_model`, `_load_model` and `on_epoch_end`, which is all that it consists of. What
+is in the file is what Keras saves: the weights, and `save_own_variables` of the
+optimizer, which carries the state of the run.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
-from keras_bayestune.callbacks import state_file
-from keras_bayestune.callbacks.progress_document import (
-    Progress,
-    progress_document,
-    read_arrays,
-    read_progress,
+from keras_bayestune import document_file
+from keras_bayestune.optimizers.unscaled import unscaled
+
+FORMAT = document_file.Format(
+    "state",
+    version=1,
+    writer="SparseMaskCallback(backup_dir=...)",
+    fields={"paths": list},
+    cure="Put back the right file, or delete it to start anew.",
 )
-from keras_bayestune.callbacks.state_file import StateFile
-from keras_bayestune.updates.random_state import random_state, set_random_state
-
 _NAME = "state.safetensors"
+_OPTIMIZER = "optimizer."
 
 
 class Backup:
@@ -30,30 +42,33 @@ class Backup:
     def __init__(self, folder: Path):
         self._path = folder / _NAME
 
-    def save(self, model: keras.Model, progress: Progress) -> None:
-        """Write the state of the model, its optimizer and `progress`."""
-        variables = [*model.variables, *model.optimizer.variables]
-        arrays: list[tuple[str, Any]] = [
-            (f"variable.{i}", variable) for i, variable in enumerate(variables)
-        ]
-        generators = random_state()
-        arrays += [(f"random.{i}", state) for i, state in enumerate(generators)]
-        described, more = progress_document(progress)
-        document = {
-            **described,
-            "random": len(generators),
-            "paths": [variable.path for variable in model.variables],
-            "optimizer": len(model.optimizer.variables),
-        }
+    def save(self, model: keras.Model) -> None:
+        """Write the state of the model and its optimizer."""
+        store: dict[str, np.ndarray] = {}
+        unscaled(model.optimizer).save_own_variables(store)
+        weights = model.weights
+        arrays: dict[str, Any] = {f"weight.{i}": w for i, w in enumerate(weights)}
+        arrays |= {f"{_OPTIMIZER}{key}": value for key, value in store.items()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        state_file.write(self._path, document, [*arrays, *more.items()])
+        document = {"paths": [weight.path for weight in weights]}
+        document_file.write(self._path, FORMAT, document, arrays)
 
-    def open(self) -> "Saved | None":
-        """Return what was saved last, `None` if nothing was."""
+    @property
+    def exists(self) -> bool:
+        """Whether there is a state to go on from."""
         # What a kill while writing left behind.
         for unfinished in self._path.parent.glob(f".{_NAME}.*"):
             unfinished.unlink()
-        return Saved(StateFile(self._path)) if self._path.exists() else None
+        return self._path.exists()
+
+    def restore(self, model: keras.Model) -> None:
+        """Give model and optimizer, which must be built, what they had.
+
+        Raises:
+            ValueError: The state is damaged, or that of another model or optimizer;
+                the model was not changed.
+        """
+        document_file.read(self._path, FORMAT, lambda *read: load_into(model, *read))
 
     def delete(self) -> None:
         """Delete the file, and its folder if that is empty then."""
@@ -63,63 +78,38 @@ class Backup:
             folder.rmdir()
 
 
-class Saved:
-    """A state file of this kind, its document checked."""
-
-    def __init__(self, file: StateFile):
-        self._file = file
-        try:
-            document = file.document
-            self._paths = list(document["paths"])
-            self._in_optimizer = int(document["optimizer"])
-            self._random = read_arrays(document, "random", file.read)
-            self.progress = read_progress(document, file.read)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise file.unusable(
-                f"Its content does not fit together: {error}."
-            ) from error
-
-    def restore(self, model: keras.Model) -> None:
-        """Give model and optimizer, which must be built, what they had.
-
-        Raises:
-            ValueError: the state is that of another model or optimizer; nothing was
-                changed.
-        """
-        variables = [*model.variables, *model.optimizer.variables]
-        paths = [variable.path for variable in model.variables]
-        counts = len(self._paths), self._in_optimizer
-        if counts != (len(model.variables), len(model.optimizer.variables)):
-            raise self._file.unusable(
-                "It is of another run: it has {} variables of the model and {} of the "
-                "optimizer".format(*counts)
-                + f", here are {len(model.variables)} and "
-                f"{len(model.optimizer.variables)}."
-            )
-        differing = next(
-            (pair for pair in zip(self._paths, paths, strict=True) if len({*pair}) > 1),
-            None,
+def load_into(
+    model: keras.Model, document: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Check the content of a state file against the model, and load it."""
+    paths = [weight.path for weight in model.weights]
+    if len(document["paths"]) != len(paths):
+        raise ValueError(
+            f"It is of another run: it has {len(document['paths'])} weights, the model "
+            f"{len(paths)}."
         )
-        if differing is not None:
-            raise self._file.unusable(
-                f"It is of another run: {differing[0]!r:.200} there is "
-                f"{differing[1]!r} here. Automatic names are numbered within a "
-                "process: keras.utils.clear_session() before the model is built starts "
-                "them anew, as in a new process."
+    for there, here in zip(document["paths"], paths, strict=True):
+        if there != here:
+            raise ValueError(
+                f"It is of another run: {there!r:.200} there is {here!r} here. "
+                "Automatic names are numbered within a process: "
+                "keras.utils.clear_session() before the model is built starts them "
+                "anew, as in a new process."
             )
-        for i, variable in enumerate(variables):
-            dtype, shape, _ = self._file.arrays.get(f"variable.{i}", (None, None, 0))
-            wanted = keras.backend.standardize_dtype(variable.dtype)
-            if (_kind(dtype), shape) != (_kind(wanted), tuple(variable.shape)):
-                raise self._file.unusable(
-                    f"It is of another run: {variable.path} is {dtype} {shape} there, "
-                    f"{wanted} {tuple(variable.shape)} here."
-                )
-        for i, variable in enumerate(variables):
-            variable.assign(self._file.read(f"variable.{i}"))
-        set_random_state(self._random)
-
-
-def _kind(dtype: Any) -> str:
-    """A dtype's name; Keras counts in int64 on TensorFlow and int32 elsewhere."""
-    return "int" if str(dtype) in ("int32", "int64") else str(dtype)
+    for i, weight in enumerate(model.weights):
+        saved = arrays[f"weight.{i}"]
+        dtype = keras.backend.standardize_dtype(weight.dtype)
+        if (saved.dtype.name, saved.shape) != (dtype, tuple(weight.shape)):
+            raise ValueError(
+                f"It is of another run: {weight.path} is {saved.dtype} {saved.shape} "
+                f"there, {dtype} {tuple(weight.shape)} here."
+            )
+    own = [name for name in arrays if name.startswith(_OPTIMIZER)]
+    optimizer = unscaled(model.optimizer)
+    optimizer.load_own_variables(
+        {name.removeprefix(_OPTIMIZER): arrays[name] for name in own}
+    )
+    if optimizer.run.loaded is None:
+        raise ValueError("It holds no state of a run.")
+    for i, weight in enumerate(model.weights):
+        weight.assign(arrays[f"weight.{i}"])

@@ -3,12 +3,10 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import keras
-import numpy as np
 
-from keras_bayestune.arguments import check_integer
+from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.budgets import Budget, Global
 from keras_bayestune.masks.choice import check_rule
 from keras_bayestune.optimizers import BayesTuneSGLD
@@ -62,16 +60,9 @@ class Plan:
                 "Give `fraction` or `threshold`, not both. Received: "
                 f"fraction={fraction}, threshold={threshold}."
             )
-        if fraction not in (None, "auto") and not 0.0 < _number(fraction) <= 1.0:
-            raise ValueError(
-                '`fraction` must be in (0, 1] or "auto". Received: '
-                f"fraction={fraction!r}. 0.005 selects 0.5 % of the scalars."
-            )
-        if threshold is not None and not 0.0 <= _number(threshold) < math.inf:
-            raise ValueError(
-                "`threshold` must be a finite number >= 0, in units of the weight. "
-                f"Received: threshold={threshold!r}."
-            )
+        if threshold is not None:
+            hint = "It is in units of the weight."
+            check_number("threshold", threshold, "[0, inf)", hint=hint)
         check_rule(fraction, threshold, self.budget or Global())
 
     def _check_end(self) -> None:
@@ -179,7 +170,3 @@ class Plan:
             f"{samples} samples, the weights are {weights}. {cure}.",
             stacklevel=2,
         )
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float | np.number) else math.nan

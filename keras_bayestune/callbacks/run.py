@@ -3,14 +3,15 @@
 import keras
 import numpy as np
 
+from keras_bayestune.arguments import check_integer
 from keras_bayestune.callbacks import stage_one
 from keras_bayestune.callbacks.backup import Backup
-from keras_bayestune.callbacks.carried_state import Carried, Position, carried_state
 from keras_bayestune.callbacks.plan import Plan
-from keras_bayestune.callbacks.progress_document import Progress
-from keras_bayestune.callbacks.result import Result
+from keras_bayestune.callbacks.run_state import Carried, Progress, Result, describe
 from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.callbacks.switching import switch_optimizer
+from keras_bayestune.diagnostics import MINIMUM_DRAWS, effective_sample_size
+from keras_bayestune.diagnostics.chain_statistics import arviz
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.updates.replicas import strategy_scope
@@ -27,7 +28,9 @@ class Run:
     def __init__(self, plan: Plan, trace_scalars: int):
         """Begin with nothing done."""
         self.plan = plan
-        self.trace_scalars = trace_scalars
+        self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
+        if self.trace_scalars:
+            arviz()  # raises now, not after ten samples
         self._served: keras.Model | None = None
         self.begin_stage_one()
         self.begin_fit()
@@ -63,6 +66,52 @@ class Run:
             self.begin_stage_one()
         self._served = model
 
+    def begin_first_epoch(self, model: keras.Model, epoch: int) -> None:
+        """Take what another callback has loaded since; warn if `epoch` is another."""
+        self.take_carried(model)
+        if self._carried is not None:
+            self._carried.check_epoch(epoch)
+        if self.first_epoch is None:
+            self.first_epoch = epoch
+
+    def check_plan(self, model: keras.Model, epoch: int, epochs: int) -> None:
+        """Raise if a `fit` up to `epochs` takes no sample, or leaves no stage 2."""
+        self.plan.check_fit(
+            stage_one.stage_one_optimizer(model),
+            epochs,
+            self.steps,
+            epoch=epoch,
+            first_epoch=self.first_epoch or 0,
+            batches=self.batches,
+        )
+
+    @property
+    def finished(self) -> Result:
+        """What stage 1 has found; a ValueError before its end."""
+        if self.result is None:
+            raise ValueError(
+                "Stage 1 has not ended yet, so there is no mask. Run model.fit(..., "
+                "callbacks=[callback]) first."
+            )
+        return self.result
+
+    @property
+    def samples(self) -> np.ndarray | None:
+        """Sampled scales of the scalars followed, if any are."""
+        return None if self.trace is None else self.trace.samples()
+
+    def record_trace(self, model: keras.Model) -> None:
+        """Add what was sampled since the last batch."""
+        if self.trace_scalars:
+            optimizer = stage_one.stage_one_optimizer(model)
+            if self.trace is None:
+                self.trace = ScaleTrace(optimizer.running_means(), self.trace_scalars)
+            self.trace.record(optimizer)
+
+    def look(self, optimizer: BayesTuneSGLD) -> None:
+        """Work out the numbers of stage 1 that an epoch logs."""
+        self.numbers = stage_one_numbers(optimizer, self.plan.threshold, self.trace)
+
     def is_stage_one_over(self, epochs: int, epochs_of_fit: int) -> bool:
         """Return whether it has lasted as planned, when `epochs` have ended."""
         if self.plan.selection_steps is not None:
@@ -93,13 +142,7 @@ class Run:
         optimizer = unscaled(model.optimizer)
         if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
             optimizer.run.attach(
-                lambda: carried_state(
-                    model,
-                    self._progress(model, self.epoch),
-                    Position(
-                        self.epoch, self.batches_before_epoch, self.steps, self.is_over
-                    ),
-                ),
+                lambda: describe(model, self._progress()),
                 can_switch=self.plan.finetune_optimizer is not None,
             )
 
@@ -120,44 +163,29 @@ class Run:
         self._carried.restore(model)
         self._go_on(model, progress)
 
-    def check_epoch(self, epoch: int) -> None:
-        """Warn if the first epoch is not the one that was interrupted."""
-        if self._carried is not None:
-            self._carried.check_epoch(epoch)
-
-    def save(self, backup: Backup, model: keras.Model, epoch: int) -> None:
-        """Write the backup, from which `epoch` comes next."""
-        backup.save(model, self._progress(model, epoch))
+    def end(self, model: keras.Model) -> None:
+        """`fit` has ended by itself: what is saved from now on is small."""
+        self.is_over = True
+        optimizer = unscaled(model.optimizer)
+        if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
+            optimizer.run.detach()
 
     def restore(self, backup: Backup, model: keras.Model) -> None:
         """Go on from the backup, if there is one."""
-        saved = backup.open()
-        if saved is None:
+        if not backup.exists:
             return
-        progress = saved.progress
         if not model.built:
             raise ValueError(
                 "To go on from `backup_dir` the model must be built before `fit`: "
                 "give it an Input, or call it on a batch first."
             )
-        if progress.result is not None and self.result is None:
-            self.switch(model, progress.result.mask)
-        elif progress.result is None and self.result is not None:
-            raise ValueError(
-                "The backup is of stage 1, but this callback and model are in "
-                "stage 2. Make the model and the callback anew, as a new process "
-                "would."
-            )
         with strategy_scope(model):
             model.optimizer.build(model.trainable_variables)
-        saved.restore(model)
-        if progress.result is None:
-            optimizer = stage_one.stage_one_optimizer(model)
-            optimizer.non_trainable_anchors = progress.non_trainable
-        self._go_on(model, progress)
-        self._carried = None  # older, if anything was loaded
-        # As keras.callbacks.BackupAndRestore does (Keras 3.15).
-        model._initial_epoch = progress.epoch
+        backup.restore(model)
+        self.take_carried(model)
+        if self._carried is not None:
+            # As keras.callbacks.BackupAndRestore does (Keras 3.15).
+            model._initial_epoch = self._carried.progress.epoch
 
     def _go_on(self, model: keras.Model, progress: Progress) -> None:
         """Know what the interrupted run knew."""
@@ -171,16 +199,41 @@ class Run:
             self.trace = ScaleTrace(means, self.trace_scalars)
             self.trace.restore(*progress.trace)
 
-    def _progress(self, model: keras.Model, epoch: int) -> Progress:
-        anchors: list[np.ndarray] = []
-        if self.result is None:
-            anchors = stage_one.stage_one_optimizer(model).non_trainable_anchors
+    def _progress(self) -> Progress:
         return Progress(
-            epoch,
-            self.first_epoch,
-            self.batches,
-            self.numbers,
-            self.result,
-            anchors,
-            None if self.trace is None else self.trace.state(),
+            epoch=self.epoch,
+            batches_before=self.batches_before_epoch,
+            batches=self.batches,
+            steps=self.steps,
+            is_over=self.is_over,
+            first_epoch=self.first_epoch,
+            numbers=self.numbers,
+            result=self.result,
+            trace=None if self.trace is None else self.trace.state(),
         )
+
+
+def stage_one_numbers(
+    optimizer: BayesTuneSGLD, threshold: float | None, trace: ScaleTrace | None
+) -> dict[str, float]:
+    """Return what is known by now; 0 where no sample says anything yet.
+
+    Always the same keys for the same arguments, so that `History` stays aligned and
+    `CSVLogger`, which takes its columns from the first epoch, has them all.
+    """
+    samples = optimizer.num_samples
+    numbers: dict[str, float] = {"samples": samples}
+    if threshold is not None:
+        fraction = 0.0
+        if samples:
+            scores = optimizer.posterior_scales().values()
+            above = sum(int((score > threshold).sum()) for score in scores)
+            fraction = above / sum(score.size for score in scores)
+        numbers["fraction_above_threshold"] = fraction
+    if trace is not None:
+        draws = trace.samples()
+        size = 0.0
+        if len(draws) >= MINIMUM_DRAWS:
+            size = float(np.median(effective_sample_size(draws)))
+        numbers["effective_sample_size"] = size
+    return numbers

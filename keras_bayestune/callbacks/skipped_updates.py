@@ -1,5 +1,7 @@
 """Stop a run whose every update is skipped, because its data are not numbers."""
 
+import warnings
+
 import keras
 
 from keras_bayestune.arguments import check_integer
@@ -57,3 +59,13 @@ class SkippedUpdates:
             "there are none, lower the learning rate. SparseMaskCallback("
             f"max_skipped_steps={self.most}) says how many may be skipped in a row."
         )
+
+    def warn(self, skipped: int) -> None:
+        """Warn at the end of `fit` if any update was skipped."""
+        if skipped:
+            warnings.warn(
+                f"{skipped} updates were skipped because a gradient was not finite. "
+                "Look at the data and the loss; a lower learning rate or "
+                "`global_clipnorm` may help.",
+                stacklevel=2,
+            )

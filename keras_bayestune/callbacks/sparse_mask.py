@@ -3,7 +3,6 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bayestune.arguments import check_integer
 from keras_bayestune.budgets import Budget
 from keras_bayestune.callbacks import beside, stage_one
 from keras_bayestune.callbacks.announcements import beginning, resuming, switching
@@ -20,12 +18,10 @@ from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.health import Health, health_of
 from keras_bayestune.callbacks.learning import Learning
 from keras_bayestune.callbacks.plan import Plan
-from keras_bayestune.callbacks.progress import stage_one_numbers
 from keras_bayestune.callbacks.rehearsal import rehearse
-from keras_bayestune.callbacks.result import Result, kept
 from keras_bayestune.callbacks.run import Run
+from keras_bayestune.callbacks.run_state import kept
 from keras_bayestune.callbacks.save_plots import save_plots
-from keras_bayestune.callbacks.scale_trace import ScaleTrace
 from keras_bayestune.callbacks.skipped_updates import SkippedUpdates
 from keras_bayestune.callbacks.stage_two_callbacks import (
     StageTwoCallbacks,
@@ -39,7 +35,6 @@ from keras_bayestune.callbacks.stage_two_start import (
 )
 from keras_bayestune.callbacks.task_head import exclude_head
 from keras_bayestune.deltas import SparseDelta
-from keras_bayestune.diagnostics.chain_statistics import arviz
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.updates.trainer_state import keep_changes
@@ -52,12 +47,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
     `BayesTuneSGLD` samples until `selection_epochs` or `selection_steps` are over, or
     until `fit` ends. Then the callback builds the mask, gives every weight under the
     prior its pre-trained value back (and non-trainable ones, such as the statistics
-    of batch normalisation, theirs) and, given a `finetune_optimizer`, goes on
-    within the same `fit` with `SparseOptimizer(finetune_optimizer, mask)`; without
-    one it ends the `fit`. Weights
-    without a prior keep what they learned and are in the mask as a whole. Of a
-    KerasHub task, what lies outside the backbone is left without a prior, unless the
-    optimizer's `exclude` or a `WithPrior` says which weights carry it.
+    of batch normalisation, theirs) and, given a `finetune_optimizer`, goes on within
+    the same `fit` with `SparseOptimizer(finetune_optimizer, mask)`; without one it ends
+    the `fit`. Weights without a prior keep what they learned and are in the mask as a
+    whole. Of a KerasHub task, what lies outside the backbone is left without a prior,
+    unless the optimizer's `exclude` or a `WithPrior` says which weights carry it.
 
     After it: `mask`, `delta` (what a task ships), `scores` ({path: posterior mean
     scale}), `anchors` ({path: pre-trained value}, batch-normalisation statistics
@@ -122,14 +116,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
         >>> optimizer = BayesTuneSGLD(1e-3, warmup_steps=2, burn_in_steps=4, thinning=1)
         >>> model.compile(optimizer, loss="mse")
         >>> select = SparseMaskCallback(
-        ...     fraction=0.1,
-        ...     selection_epochs=1,
-        ...     finetune_optimizer=keras.optimizers.Adam(1e-2),
+        ...     0.1, selection_epochs=1, finetune_optimizer=keras.optimizers.Adam(1e-2)
         ... )
         >>> x, y = np.random.rand(32, 4), np.random.rand(32, 8)
-        >>> history = model.fit(
-        ...     x, y, batch_size=4, epochs=3, callbacks=[select], verbose=0
-        ... )
+        >>> history = model.fit(x, y, 4, epochs=3, verbose=0, callbacks=[select])
         >>> select.mask.count
         4
     """
@@ -163,22 +153,14 @@ class SparseMaskCallback(keras.callbacks.Callback):
             finetune_optimizer,
             budget,
         )
-        self._stage_two = StageTwoCallbacks(stage_2_callbacks)
-        if self._stage_two.callbacks and finetune_optimizer is None:
-            raise ValueError(
-                "`stage_2_callbacks` need a stage 2: give a `finetune_optimizer`, or "
-                "pass them to the `fit` that trains with the mask."
-            )
+        self._stage_two = StageTwoCallbacks(stage_2_callbacks, finetune_optimizer)
         self.stage_2_start = check_start(stage_2_start)
         self.exclude_head = exclude_head
-        self.trace_scalars = check_integer("trace_scalars", trace_scalars, 0)
-        if self.trace_scalars:
-            arviz()  # raises now, not after ten samples
         self.plot_dir = None if plot_dir is None else Path(plot_dir)
         self._backup = None if backup_dir is None else Backup(Path(backup_dir))
         self._compact = CompactTraining(compact_gradients)
         self._skips = SkippedUpdates(max_skipped_steps)
-        self._run = Run(self.plan, self.trace_scalars)
+        self._run = Run(self.plan, trace_scalars)
         self._begin_fit()
 
     def _begin_fit(self) -> None:
@@ -204,32 +186,32 @@ class SparseMaskCallback(keras.callbacks.Callback):
     @property
     def mask(self) -> SparseMask:
         """The mask; a ValueError before the end of stage 1."""
-        return self._finished().mask
+        return self._run.finished.mask
 
     @property
     def scores(self) -> dict[str, np.ndarray]:
         """Posterior mean scale of each scalar, by path; as `mask`."""
-        return kept(self._finished().scores)
+        return kept(self._run.finished.scores)
 
     @property
     def anchors(self) -> dict[str, np.ndarray]:
         """Values at the start, by path; as `mask`."""
-        return kept(self._finished().anchors)
+        return kept(self._run.finished.anchors)
 
     @property
     def health(self) -> Health:
         """What stage 1 is worth: numbers, warnings, a suggested fraction; as `mask`."""
-        return Health(**self._finished().metadata["health"])
+        return Health(**self._run.finished.metadata["health"])
 
     @property
     def trace(self) -> np.ndarray:
         """Sampled scales of the scalars followed, shape `(samples, scalars)`."""
-        if self._run.trace is None:
+        if (samples := self._run.samples) is None:
             raise ValueError(
                 "No scale was followed. Use SparseMaskCallback(trace_scalars=64) and "
                 "run `fit`."
             )
-        return self._run.trace.samples()
+        return samples
 
     @property
     def trace_names(self) -> list[str]:
@@ -243,21 +225,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
         Made anew at each look. `SparseDelta.from_model(model, callback, metadata=...)`
         adds metadata of yours.
         """
-        self._finished()
         return SparseDelta.from_model(self.model, self)
-
-    def _finished(self) -> Result:
-        if self._run.result is None:
-            raise ValueError(
-                "Stage 1 has not ended yet, so there is no mask. Run model.fit(..., "
-                "callbacks=[callback]) first."
-            )
-        return self._run.result
 
     @property
     def metadata(self) -> dict[str, Any]:
         """How the mask was made, for the file of a delta."""
-        return self._finished().metadata
+        return self._run.finished.metadata
 
     def set_model(self, model: keras.Model) -> None:
         """Have the optimizer carry the state of the run through Keras's files."""
@@ -301,11 +274,11 @@ class SparseMaskCallback(keras.callbacks.Callback):
         if self._is_first_epoch:
             self._begin_first_epoch(epoch)
             self._news = [*self._where_it_begins(epoch), *self._news]
-        elif self._backup is not None:
-            # Not at the end of the last one, which other callbacks have yet to end.
-            run.save(self._backup, self.model, epoch)
-        self._is_first_epoch = False
         run.epoch, run.batches_before_epoch = epoch, run.batches
+        if self._backup is not None and not self._is_first_epoch:
+            # Not at the end of the last one, which other callbacks have yet to end.
+            self._backup.save(self.model)
+        self._is_first_epoch = False
         self._compact.start()
         if self._is_in_stage_two():
             self._restart_others()
@@ -334,22 +307,12 @@ class SparseMaskCallback(keras.callbacks.Callback):
 
     def _begin_first_epoch(self, epoch: int) -> None:
         run, model, epochs = self._run, self.model, self.params["epochs"]
-        run.take_carried(model)  # what another callback has loaded since
-        run.check_epoch(epoch)
-        if run.first_epoch is None:
-            run.first_epoch = epoch
-        elif run.result is None and run.is_stage_one_over(epoch, epochs):
+        run.begin_first_epoch(model, epoch)
+        if run.result is None and run.is_stage_one_over(epoch, epochs):
             # Another callback saved the state before this one could end the stage.
             self._end_stage_one()
         if run.result is None:
-            self.plan.check_fit(
-                stage_one.stage_one_optimizer(model),
-                epochs,
-                run.steps,
-                epoch=epoch,
-                first_epoch=run.first_epoch,
-                batches=run.batches,
-            )
+            run.check_plan(model, epoch, epochs)
             rehearse(model, self.plan)
         if self._backup is not None:
             model._initial_epoch = None  # read by now, and not for another `fit`
@@ -370,13 +333,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             self._has_trained_stage_two = True
             self._stage_two.hear("on_train_batch_end", batch, logs)
             return
-        if self.trace_scalars:
-            optimizer = stage_one.stage_one_optimizer(self.model)
-            if self._run.trace is None:
-                self._run.trace = ScaleTrace(
-                    optimizer.running_means(), self.trace_scalars
-                )
-            self._run.trace.record(optimizer)
+        self._run.record_trace(self.model)
         steps = self.plan.selection_steps
         if steps is not None and self._run.batches >= steps:
             self._end_stage_one()
@@ -404,13 +361,10 @@ class SparseMaskCallback(keras.callbacks.Callback):
         optimizer = stage_one.stage_one_optimizer(self.model)
         optimizer.warn_if_noise_dominates()
         self._learning.add_epoch(logs)
-        self._run.numbers = stage_one_numbers(
-            optimizer, self.plan.threshold, self._run.trace
-        )
+        self._run.look(optimizer)
         self._log(logs)
-        if self.plan.selection_epochs and self._run.is_stage_one_over(
-            epoch + 1, self.params["epochs"]
-        ):
+        is_over = self._run.is_stage_one_over(epoch + 1, self.params["epochs"])
+        if self.plan.selection_epochs and is_over:
             self._end_stage_one()
             self._keep_samples_only()
 
@@ -466,25 +420,13 @@ class SparseMaskCallback(keras.callbacks.Callback):
             # `fit` may have set averages, and another callback weights of stage 1.
             self._restore(self.model, self.anchors)
             if self._is_cut_short or self.plan.finetune_optimizer is not None:
+                stopped, samples = self.model.stop_training, self.metadata["samples"]
                 self.plan.warn_of_early_end(
-                    self._run.epoch + 1,
-                    self.model.stop_training,
-                    STARTS[self.stage_2_start],
-                    self.metadata["samples"],
+                    self._run.epoch + 1, stopped, STARTS[self.stage_2_start], samples
                 )
-        skipped = self._run.skipped_steps(self.model)
-        if skipped:
-            warnings.warn(
-                f"{skipped} updates were skipped because a gradient was not finite. "
-                "Look at the data and the loss; a lower learning rate or "
-                "`global_clipnorm` may help.",
-                stacklevel=2,
-            )
+        self._skips.warn(self._run.skipped_steps(self.model))
         self._print_news()
-        self._run.is_over = True
-        optimizer = unscaled(self.model.optimizer)
-        if isinstance(optimizer, BayesTuneSGLD | SparseOptimizer):
-            optimizer.run.detach()
+        self._run.end(self.model)
         if self._backup is not None:
             self._backup.delete()
 
@@ -504,9 +446,7 @@ class SparseMaskCallback(keras.callbacks.Callback):
             self._restore(model, stage_one.anchors_of(model))
             raise
         self._learning.warn(model, optimizer)
-        self._run.numbers = stage_one_numbers(
-            optimizer, self.plan.threshold, self._run.trace
-        )
+        self._run.look(optimizer)
         health = health_of(
             optimizer, kept(result.scores), self._learning.losses, self._run.numbers
         )

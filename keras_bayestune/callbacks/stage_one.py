@@ -9,7 +9,7 @@ from keras import ops
 from keras_bayestune.budgets import Global
 from keras_bayestune.callbacks.optimizer_config import config_of
 from keras_bayestune.callbacks.plan import Plan
-from keras_bayestune.callbacks.result import Result
+from keras_bayestune.callbacks.run_state import Result
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer, unscaled
 from keras_bayestune.paths import variables_by_path

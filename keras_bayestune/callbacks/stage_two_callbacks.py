@@ -15,16 +15,26 @@ class StageTwoCallbacks:
 
     Args:
         callbacks: The callbacks, in order.
+        optimizer: The one of stage 2; `None` if there is no stage 2.
 
     Raises:
         TypeError: if one of them is not a Keras callback.
         ValueError: if one of them has to see stage 1 as well, or cannot work in
-            stage 2.
+            stage 2, or if there is none.
     """
 
-    def __init__(self, callbacks: Iterable[keras.callbacks.Callback] = ()):
+    def __init__(
+        self,
+        callbacks: Iterable[keras.callbacks.Callback],
+        optimizer: keras.optimizers.Optimizer | None,
+    ):
         """Check the callbacks."""
         self.callbacks = tuple(callbacks)
+        if self.callbacks and optimizer is None:
+            raise ValueError(
+                "`stage_2_callbacks` need a stage 2: give a `finetune_optimizer`, or "
+                "pass them to the `fit` that trains with the mask."
+            )
         check_are_callbacks(self.callbacks)
         if any(isinstance(c, keras.callbacks.BackupAndRestore) for c in self.callbacks):
             raise ValueError(

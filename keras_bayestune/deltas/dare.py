@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_bayestune.arguments import check_integer
+from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.deltas import displacements
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.variable import VariableDelta, checksum
@@ -41,8 +41,7 @@ def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
         >>> delta.count, dare(delta, 0.9, seed=0).count
         (200, 30)
     """
-    if not 0.0 <= drop_rate < 1.0:
-        raise ValueError(f"`drop_rate` must be in [0, 1). Received: {drop_rate}.")
+    drop_rate = check_number("drop_rate", drop_rate, "[0, 1)")
     seed = check_integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     variables = {

@@ -2,30 +2,22 @@
 """The delta: the few scalars that a task changes in a model, as a value and a file."""
 
 import contextlib
-import math
 import os
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import keras
-import numpy as np
 
-from keras_bayestune.deltas import displacements, swap
+from keras_bayestune import document_file
+from keras_bayestune.arguments import check_number
+from keras_bayestune.deltas import displacements
+from keras_bayestune.deltas.applications import Applications
 from keras_bayestune.deltas.capture import capture
 from keras_bayestune.deltas.checkpoints import Checkpoint, compare
-from keras_bayestune.deltas.decoding import decode, read
-from keras_bayestune.deltas.encoding import encode
-from keras_bayestune.deltas.model_variables import (
-    Target,
-    check_still_there,
-    lost_variables,
-    pair_with_model,
-)
+from keras_bayestune.deltas.file import FORMAT, from_document, to_document
 from keras_bayestune.deltas.narrowing import narrow
 from keras_bayestune.deltas.variable import VariableDelta, fingerprint
-from keras_bayestune.files import write_atomic
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.masks.proportion import proportion
 
@@ -40,38 +32,29 @@ class SparseDelta:
     `bind(model)` reads them from the base model. The result of the algebra is an
     ordinary delta again, with values rounded to the variable's dtype.
 
-    A delta is a value: its arrays are read-only, and every operation returns a new
-    one. Which models it is applied to is not part of the value.
+    A delta is a value: its arrays are read-only, and operations return new ones. Which
+    models it is applied to is not part of the value.
 
     Args:
         variables: What is stored of each floating variable of the model, by path.
         metadata: Anything that JSON holds: task, metrics, selector, sampler.
 
     Examples:
-        >>> import keras, numpy as np
-        >>> from keras_bayestune.deltas import SparseDelta
-        >>> from keras_bayestune.masks import SparseMask
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-        >>> kernel, bias = model.trainable_variables
-        >>> model.set_weights([np.eye(2), np.zeros(2)])
-        >>> base = {kernel.path: kernel.numpy()}
-        >>> mask = SparseMask(
-        ...     {kernel.path: [1], bias.path: [0, 1]},
-        ...     {kernel.path: (2, 2), bias.path: (2,)}, always=[bias.path],
-        ... )
-        >>> model.set_weights([np.array([[1.0, 0.5], [0.0, 1.0]]), np.ones(2)])
-        >>> delta = SparseDelta.from_model(model, mask=mask, base=base)
+        >>> from keras_bayestune import SparseDelta, SparseMask
+        >>> layer = keras.layers.Dense(2, use_bias=False)
+        >>> model = keras.Sequential([keras.Input((2,)), layer])
+        >>> path, base = layer.kernel.path, np.eye(2, dtype="float32")
+        >>> mask = SparseMask({path: [1]}, {path: (2, 2)})
+        >>> model.set_weights([np.array([[1.0, 0.5], [0.0, 1.0]])])
+        >>> delta = SparseDelta.from_model(model, mask=mask, base={path: base})
         >>> delta.save("task.safetensors")
 
-        >>> model.set_weights([np.eye(2), np.zeros(2)])
+        >>> model.set_weights([base])
         >>> delta = SparseDelta.load("task.safetensors")
-        >>> delta.apply(model)
-        >>> model.get_weights()[0].tolist()
+        >>> with delta.applied(model):
+        ...     model.get_weights()[0].tolist()
         [[1.0, 0.5], [0.0, 1.0]]
-        >>> delta.revert(model)
-        >>> model.get_weights()[0].tolist()
-        [[1.0, 0.0], [0.0, 1.0]]
-        >>> (delta.bind(model) * 0.5).variables[kernel.path].values.tolist()
+        >>> (delta.bind(model) * 0.5).variables[path].values.tolist()
         [0.25]
     """
 
@@ -84,10 +67,7 @@ class SparseDelta:
             raise ValueError("A delta needs at least one variable. Received none.")
         self._variables = dict(variables)
         self._metadata = dict(metadata or {})
-        # Old values by model; a model that is gone takes its entry with it.
-        self._applied: weakref.WeakKeyDictionary[
-            keras.Model, tuple[list[Target], list[np.ndarray]]
-        ] = weakref.WeakKeyDictionary()
+        self._applications = Applications()
 
     @classmethod
     def from_model(
@@ -168,13 +148,11 @@ class SparseDelta:
                 `always`, a file that is not `.keras`, or `fraction` out of range.
 
         Examples:
-            >>> import keras
             >>> from keras_bayestune.deltas import SparseDelta
             >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
             >>> tuned = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2)])
-            >>> steps = [[[0.0, 3.0]], [-2.0, 1.0]]
-            >>> pairs = zip(base.get_weights(), steps)
-            >>> tuned.set_weights([weight + step for weight, step in pairs])
+            >>> kernel, bias = base.get_weights()
+            >>> tuned.set_weights([kernel + [[0.0, 3.0]], bias + [-2.0, 1.0]])
             >>> delta = SparseDelta.from_checkpoints(base, tuned, fraction=0.5)
             >>> [variable.positions.tolist() for variable in delta.variables.values()]
             [[1], [0]]
@@ -188,8 +166,8 @@ class SparseDelta:
     def load(cls, path: str | os.PathLike[str]) -> "SparseDelta":
         """Read a delta file; see `docs/delta-format.md`.
 
-        Nothing in the file is executed, every byte is covered by a digest, and no
-        memory is allocated for a size that the file only claims.
+        Every byte is covered by a digest, and no memory is allocated for a size that
+        the file only claims.
 
         Args:
             path: A file that `save` wrote.
@@ -198,7 +176,9 @@ class SparseDelta:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, of another version, or no delta.
         """
-        return cls(*decode(read(path)))
+        return document_file.read(
+            path, FORMAT, lambda *read: cls(*from_document(*read))
+        )
 
     def save(self, path: str | os.PathLike[str], dtype: str | None = None) -> None:
         """Write the delta to one file, whole or not at all.
@@ -212,7 +192,7 @@ class SparseDelta:
             FileNotFoundError: The folder does not exist.
         """
         delta = self if dtype is None else self.astype(dtype)
-        write_atomic(path, encode(delta.variables, delta.metadata))
+        document_file.write(path, FORMAT, *to_document(delta.variables, delta.metadata))
 
     def astype(self, dtype: str) -> "SparseDelta":
         """The delta with values in fewer bits, and the error that this makes.
@@ -228,7 +208,6 @@ class SparseDelta:
             ValueError: An unknown dtype, or a value beyond its range.
 
         Examples:
-            >>> import keras, numpy as np
             >>> from keras_bayestune.deltas import SparseDelta
             >>> base = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
             >>> tuned = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -249,9 +228,7 @@ class SparseDelta:
         Everything is checked before the first write: the set of variables, shapes,
         dtypes and, by checksum, every value of the base (read one variable at a
         time). Kept in memory are the old values of the changed scalars only. Where
-        many deltas take turns, `DeltaSet` checks the whole base once.
-
-        Not safe while another thread uses the model; `DeltaSet` offers a lock.
+        many deltas take turns, or threads share the model, use `DeltaSet`.
 
         Args:
             model: The base model, of any backend; automatic names may be numbered
@@ -261,14 +238,7 @@ class SparseDelta:
             ValueError: Applied already, another base, a missing, extra or reshaped
                 variable, another dtype, or a quantised model. The model is unchanged.
         """
-        if self._is_applied(model):
-            raise ValueError(
-                "This delta is already applied to this model. Call `revert(model)` "
-                "first."
-            )
-        targets = pair_with_model(self._variables, model)
-        swap.check_base(targets)
-        self._applied[model] = targets, swap.swap_in(targets)
+        self._applications.apply(self._variables, model)
 
     def revert(self, model: keras.Model) -> None:
         """Restore the values that `apply` replaced, bit for bit.
@@ -281,39 +251,13 @@ class SparseDelta:
         Raises:
             ValueError: Not applied to this model, or the changed scalars hold neither
                 the delta's values nor the base's (the model was trained on), or are
-                no longer in the model (it was quantised, layers were exchanged). The
-                model is unchanged.
+                no longer in it (it was quantised, layers were exchanged).
         """
-        if model not in self._applied:
-            raise ValueError(
-                "This delta is not applied to this model, so there is nothing to "
-                "revert."
-            )
-        targets, old = self._applied[model]
-        check_still_there(model, [target.variable for target in targets])
-        swap.swap_out(targets, old)
-        del self._applied[model]
-
-    def _is_applied(self, model: keras.Model) -> bool:
-        """Whether `revert` would have something to do."""
-        if model not in self._applied:
-            return False
-        targets, _ = self._applied[model]
-        # Else layers were exchanged, or other weights loaded, since.
-        return not lost_variables(
-            model, [target.variable for target in targets]
-        ) and swap.holds_new(targets)
+        self._applications.revert(model)
 
     @contextlib.contextmanager
     def applied(self, model: keras.Model) -> Iterator[keras.Model]:
-        """`with delta.applied(model):` applies, and reverts at the end.
-
-        Args:
-            model: As in `apply`.
-
-        Raises:
-            ValueError: As `apply` and `revert`.
-        """
+        """`with delta.applied(model):` calls `apply`, and `revert` at the end."""
         self.apply(model)
         try:
             yield model
@@ -330,34 +274,8 @@ class SparseDelta:
         Raises:
             ValueError: The model is not the base.
         """
-        if self._is_applied(model):
-            targets, old = self._applied[model]
-        else:
-            targets = pair_with_model(self._variables, model)
-            old = swap.read_base(targets)
-        variables = dict(self._variables)
-        for target, values in zip(targets, old, strict=True):
-            if not target.delta.is_whole:
-                variables[target.path] = target.delta.with_base(values.copy())
+        variables = self._applications.bound(self._variables, model)
         return SparseDelta(variables, self._metadata)
-
-    def scale(self, factor: float) -> "SparseDelta":
-        """The delta with displacements multiplied by `factor`; `delta * factor`.
-
-        `new = base + factor * (new - base)`, computed in float64 and rounded once. In
-        variables up to float32, a factor of 1 keeps every bit (but the sign of a new
-        -0.0) and a factor of 0 restores every bit of the base.
-        Variables stored whole stay as they are: their base is not part of the delta.
-
-        Args:
-            factor: Any finite number.
-
-        Raises:
-            ValueError: `factor` is not finite, or the base values are unknown.
-        """
-        if not math.isfinite(factor):
-            raise ValueError(f"`factor` must be a finite number. Received: {factor}.")
-        return _weighted([self], [factor], rule="scale", factor=float(factor))
 
     def without(self, paths: Iterable[str]) -> "SparseDelta":
         """The delta without some variables.
@@ -385,12 +303,20 @@ class SparseDelta:
         return SparseDelta(variables, self._metadata)
 
     def __mul__(self, factor: float) -> "SparseDelta":
-        return self.scale(factor)
+        """The delta with displacements multiplied by a finite number.
+
+        `new = base + factor * (new - base)`, computed in float64 and rounded once. In
+        variables up to float32, a factor of 1 keeps every bit (but the sign of a new
+        -0.0) and a factor of 0 restores every bit of the base. Variables stored whole
+        stay as they are: their base is no part of the delta.
+        """
+        factor = check_number("factor", factor, "(-inf, inf)")
+        return _weighted([self], [factor], rule="scale", factor=factor)
 
     __rmul__ = __mul__
 
     def __neg__(self) -> "SparseDelta":
-        return self.scale(-1.0)
+        return self * -1.0
 
     def __add__(self, other: "SparseDelta") -> "SparseDelta":
         if not isinstance(other, SparseDelta):
@@ -430,26 +356,25 @@ class SparseDelta:
     @property
     def nbytes(self) -> int:
         """Size of the file that `save` would write, in bytes."""
-        return len(encode(self._variables, self._metadata))
+        return sum(map(len, self._pieces()))
 
     @property
     def fingerprint(self) -> str:
-        """Name of the base: equal for deltas of one base, whatever they select.
-
-        A hash over shapes, dtypes and checksums of all variables that are not stored
-        whole, in the model's order.
-        """
+        """Name of the base: equal for deltas of one base, whatever they select."""
         return fingerprint(self._variables.values())
 
     def __eq__(self, other: object) -> bool:
         """Whether positions, values (bits), base and metadata are equal."""
         if not isinstance(other, SparseDelta):
             return NotImplemented
-        return encode(self._variables, self._metadata) == encode(
-            other._variables, other._metadata
-        )
+        return [*self._pieces()] == [*other._pieces()]
 
     __hash__ = None  # type: ignore[assignment]
+
+    def _pieces(self) -> Iterator[Any]:
+        return document_file.pieces(
+            FORMAT, *to_document(self._variables, self._metadata)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy knows nothing of the models that this one is applied to.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.deltas import displacements
 from keras_bayestune.deltas.delta import SparseDelta
 from keras_bayestune.deltas.variable import VariableDelta
@@ -55,10 +56,8 @@ def ties(
         ...     base.get_weights()[1].tolist()
         [2.0, 4.0]
     """
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"`density` must be in (0, 1]. Received: {density}.")
-    if not np.isfinite(factor):
-        raise ValueError(f"`factor` must be finite. Received: {factor}.")
+    density = check_number("density", density, "(0, 1]")
+    factor = check_number("factor", factor, "(-inf, inf)")
     if not deltas:
         raise ValueError("Pass at least one delta. Received none.")
     smallest = np.array([_smallest_kept(delta, density) for delta in deltas])[:, None]

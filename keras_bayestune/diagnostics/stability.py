@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.masks import SparseMask
 
 
@@ -123,10 +124,7 @@ def selection_probability(
         >>> [round(probability, 3) for probability in found["k"].tolist()]
         [0.0, 0.023, 0.977, 0.5]
     """
-    if not 0 < samples < float("inf"):
-        raise ValueError(
-            f"`samples` must be a finite number above 0. Received: samples={samples}."
-        )
+    samples = check_number("samples", samples, "(0, inf)")
     scores = {path: np.asarray(mean) for path, mean in means.items()}
     squares = {path: np.asarray(moment) for path, moment in second_moments.items()}
     shapes = {path: score.shape for path, score in scores.items()}

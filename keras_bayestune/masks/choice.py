@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.budgets.budget import (
     Budget,
     Indices,
-    check_fraction,
     check_not_equal,
 )
 from keras_bayestune.budgets.global_budget import Global
@@ -90,16 +89,11 @@ def check_rule(
             f"fraction={fraction!r}, threshold={threshold!r}."
         )
     if fraction is not None and fraction != "auto":
-        check_fraction("`fraction`", fraction, ", or 'auto'")
-    if threshold is not None and not (_is_real(threshold) and math.isfinite(threshold)):
-        raise ValueError(
-            f"`threshold` must be a finite number. Received: {threshold!r}."
-        )
+        hint = "0.005 is 0.5 %, and 'auto' the knee of the sorted scores."
+        check_number("fraction", fraction, "(0, 1]", hint=hint)
+    if threshold is not None:
+        check_number("threshold", threshold, "(-inf, inf)")
     budget.check(fraction, threshold)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _whole(always: Any, shapes: Shapes) -> Shapes:

@@ -12,12 +12,12 @@ from typing import Any, TextIO
 import keras
 import numpy as np
 
+from keras_bayestune import document_file
 from keras_bayestune.budgets import Budget
 from keras_bayestune.masks import fields
 from keras_bayestune.masks.choice import choose
-from keras_bayestune.masks.file import read, write
+from keras_bayestune.masks.file import FORMAT, fields_of, pack, unpack, write
 from keras_bayestune.masks.overlap import overlap_coefficient
-from keras_bayestune.masks.packing import pack, unpack
 from keras_bayestune.masks.proportion import proportion
 from keras_bayestune.masks.summary import print_summary
 from keras_bayestune.matching import match_paths
@@ -281,12 +281,7 @@ class SparseMask:
         Raises:
             ValueError: The file is damaged, of another kind, or of a newer version.
         """
-        try:
-            indices, others = read(path)
-            return cls(indices, **others)
-        except (ValueError, TypeError, OverflowError) as error:
-            message = f"{str(path)!r} is no usable mask file. {error}"
-            raise ValueError(message) from error
+        return document_file.read(path, FORMAT, lambda *read: cls(**fields_of(*read)))
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, the positions as compressed text."""

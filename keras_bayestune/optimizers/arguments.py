@@ -1,33 +1,27 @@
 """Checks of the optimizers' arguments."""
 
-import math
 from typing import Any
 
 import keras
 
+from keras_bayestune.arguments import check_number
+
 
 def check_effective_size(value: float | str) -> float | str:
     """Return `"auto"` or a number above 0."""
-    if value == "auto":
+    if isinstance(value, str) and value == "auto":
         return value
-    if isinstance(value, str) or not (math.isfinite(value) and value > 0):
-        raise ValueError(
-            '`effective_size` must be "auto" or a finite number above 0. Received: '
-            f"effective_size={value!r}. Larger values mean less noise and a weaker "
-            "prior."
-        )
-    return float(value)
+    hint = 'Or "auto". Larger values mean less noise and a weaker prior.'
+    return check_number("effective_size", value, "(0, inf)", hint=hint)
 
 
 def check_noise_scale(value: float) -> float:
     """Return a number of at least 0."""
-    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(
-            "`noise_scale` must be a finite number >= 0 (1 samples the posterior, 0 "
-            "descends to a mode), or None for what suits `effective_size`. "
-            f"Received: noise_scale={value!r}."
-        )
-    return float(value)
+    hint = (
+        "1 samples the posterior, 0 descends to a mode, None takes what suits "
+        "`effective_size`."
+    )
+    return check_number("noise_scale", value, "[0, inf)", hint=hint)
 
 
 def check_burn_in(burn_in_steps: int, warmup_steps: int) -> None:

@@ -146,7 +146,9 @@ def checked_state(
     store = dict(store)
     saved_owner = np.array(store.pop(_OWNER)).tobytes().decode(errors="replace")
     shapes = [tuple(variable.shape) for variable in variables]
-    saved = [tuple(store[key].shape) for key in sorted(store.keys(), key=int)]
+    # "10" comes after "9"; what another kind of optimizer saved is not all numbers.
+    order = sorted(store.keys(), key=lambda key: (len(key), key))
+    saved = [tuple(store[key].shape) for key in order]
     name = owner.split()[0]
     if len(saved) != len(shapes):
         difference = f"{len(saved)} variables instead of {len(shapes)}"

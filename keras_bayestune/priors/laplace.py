@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.priors.bessel import (
     SMALLEST_ARGUMENT,
     log_bessel_k,
@@ -60,20 +61,14 @@ class LaplacePrior(keras.Regularizer):
         self, alpha: float = 0.01, beta: float = 100.0, scale_init: float = 1e-4
     ):
         """Check the arguments and fit the two Bessel ratios for `alpha`."""
-        for name, value in (
-            ("alpha", alpha),
-            ("beta", beta),
-            ("scale_init", scale_init),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(
-                    f"`{name}` of LaplacePrior must be a finite number above 0. "
-                    f"Received: {name}={value}. The paper uses alpha=0.01, "
-                    "beta=100.0, scale_init=1e-4."
-                )
-        self.alpha = float(alpha)
-        self.beta = float(beta)
-        self.scale_init = float(scale_init)
+        rest = (
+            "(0, inf)",
+            "LaplacePrior",
+            "The paper uses alpha=0.01, beta=100.0, scale_init=1e-4.",
+        )
+        self.alpha = check_number("alpha", alpha, *rest)
+        self.beta = check_number("beta", beta, *rest)
+        self.scale_init = check_number("scale_init", scale_init, *rest)
         self._log_bessel_k = log_bessel_k(self.alpha - 1.0)
         self._log_mean_ratio = log_bessel_ratio(self.alpha, abs(1.0 - self.alpha))
         self._shrinkage = shrinkage(self.alpha)

@@ -33,7 +33,10 @@ class WithPrior(keras.layers.Wrapper):
 
     A call goes to the layer as it is: arguments, masks, dtypes and losses are those of
     the bare layer, and so are the paths of its weights. Attributes of its class are
-    found on `layer`, as with any Keras wrapper.
+    found on `layer`, as with any Keras wrapper. A `.weights.h5` file of a model without
+    the wrapper does not load into one with it, because Keras orders such a file by the
+    nesting of layers: load it before wrapping, or call
+    `wrapped.set_weights(bare.get_weights())`.
 
     Args:
         layer: The layer to wrap.

@@ -5,9 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.noise import Gaussian, Noise
 from keras_bayestune.samplers.adam import adam_change
-from keras_bayestune.samplers.metric import check_positive
 from keras_bayestune.samplers.sampler import Sampler, guarded_size
 
 _SMALLEST_SCALE = 1e-8
@@ -47,8 +47,8 @@ class Authors(Sampler):
     def __init__(self, scale_learning_rate: float = 0.01, noise: Noise | None = None):
         """Check the learning rate."""
         super().__init__(noise=Gaussian() if noise is None else noise)
-        self.scale_learning_rate = check_positive(
-            "scale_learning_rate", scale_learning_rate, "Authors"
+        self.scale_learning_rate = check_number(
+            "scale_learning_rate", scale_learning_rate, "(0, inf)", "Authors"
         )
 
     def first_active_step(self, warmup_steps):

@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.noise import Noise
-from keras_bayestune.samplers.metric import Metric, check_positive
+from keras_bayestune.samplers.metric import Metric
 from keras_bayestune.samplers.sampler import Sampler, pull_and_spread
 
 _LARGEST = 1e30  # of |d| / scale, so that the tamed drift stays a number
@@ -52,8 +53,8 @@ class JointLangevin(Sampler):
     ):
         """Check the step size."""
         super().__init__(metric, noise)
-        self.scale_step_size = check_positive(
-            "scale_step_size", scale_step_size, "JointLangevin"
+        self.scale_step_size = check_number(
+            "scale_step_size", scale_step_size, "(0, inf)", "JointLangevin"
         )
 
     def initial_slots(self, prior):

@@ -124,13 +124,3 @@ class IdentityMetric(ScalarMetric):
     def step_size(self, learning_rate: Tensor, mean_square: Tensor) -> Tensor:
         """`h = lr`."""
         return learning_rate * ops.ones_like(mean_square)
-
-
-def check_positive(name: str, value: float, owner: str) -> float:
-    """Return `value` if it is a number above 0."""
-    if isinstance(value, str) or not 0.0 < value < float("inf"):
-        raise ValueError(
-            f"`{name}` of {owner} must be a finite number above 0. "
-            f"Received: {name}={value!r}."
-        )
-    return float(value)

@@ -6,11 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_bayestune.samplers.metric import (
-    SMALLEST_SQUARE,
-    ScalarMetric,
-    check_positive,
-)
+from keras_bayestune.arguments import check_number
+from keras_bayestune.samplers.metric import SMALLEST_SQUARE, ScalarMetric
 
 Tensor = Any  # a backend tensor
 
@@ -63,14 +60,10 @@ class PartiallyAdaptiveMetric(ScalarMetric):
 
     def __init__(self, exponent: float = 0.375, floor: float = 0.01):
         """Check the arguments."""
-        if isinstance(exponent, str) or not 0.0 <= exponent <= 0.5:
-            raise ValueError(
-                "`exponent` of PartiallyAdaptiveMetric must be in [0, 0.5]: 0 is one "
-                "step size for all, 0.5 is that of RMSprop. "
-                f"Received: exponent={exponent!r}."
-            )
-        self.exponent = float(exponent)
-        self.floor = check_positive("floor", floor, "PartiallyAdaptiveMetric")
+        owner = "PartiallyAdaptiveMetric"
+        hint = "0 is one step size for all, 0.5 is that of RMSprop."
+        self.exponent = check_number("exponent", exponent, "[0, 0.5]", owner, hint)
+        self.floor = check_number("floor", floor, "(0, inf)", owner)
 
     def initial_state(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Mean squares of rows and columns of a large weight, else of each scalar."""

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from keras_bayestune.arguments import check_integer
+from keras_bayestune import document_file
+from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.deltas import SparseDelta
 from keras_bayestune.deltas.variable import DTYPES
-from keras_bayestune.files import write_atomic
-from keras_bayestune.uncertainty import file
 from keras_bayestune.uncertainty.checking import checked_deltas, checked_deviations
+from keras_bayestune.uncertainty.file import FORMAT, from_document, to_document
 from keras_bayestune.uncertainty.predicting import (
     base_lent,
     outputs_under,
@@ -111,19 +111,9 @@ class DeltaPosterior:
             raise ValueError(
                 f"`outputs` must be one of {OUTPUTS}. Received: outputs={outputs!r}."
             )
-        if not 0.0 < temperature < float("inf"):
-            raise ValueError(
-                "`temperature` must be a finite number above 0. Received: "
-                f"temperature={temperature!r}."
-            )
-        if not 0.0 <= noise_variance < float("inf"):
-            raise ValueError(
-                "`noise_variance` must be a finite number >= 0. Received: "
-                f"noise_variance={noise_variance!r}."
-            )
         self.outputs = outputs
-        self.temperature = float(temperature)
-        self.noise_variance = float(noise_variance)
+        self.temperature = check_number("temperature", temperature, "(0, inf)")
+        self.noise_variance = check_number("noise_variance", noise_variance, "[0, inf)")
         self.metadata = dict(metadata or {})
 
     @property
@@ -249,7 +239,8 @@ class DeltaPosterior:
     @property
     def nbytes(self) -> int:
         """Size of the file that `save` would write, in bytes."""
-        return len(file.encode(self))
+        pieces = document_file.pieces(FORMAT, *to_document(self))
+        return sum(map(len, pieces))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything to one safetensors file, whole or not at all.
@@ -257,7 +248,7 @@ class DeltaPosterior:
         Args:
             path: The file, by custom `.safetensors`.
         """
-        write_atomic(path, file.encode(self))
+        document_file.write(path, FORMAT, *to_document(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "DeltaPosterior":
@@ -270,8 +261,9 @@ class DeltaPosterior:
             FileNotFoundError: There is no such file.
             ValueError: The file is damaged, of another version or of another kind.
         """
-        with open(path, "rb") as opened:
-            return cls(**file.decode(opened.read()))
+        return document_file.read(
+            path, FORMAT, lambda *read: cls(**from_document(*read))
+        )
 
     def __repr__(self) -> str:
         kind = "with" if any(map(bool, self.deviations)) else "without"

@@ -20,7 +20,7 @@ def test_half_a_percent_unless_told():
     [
         (
             {"fraction": 0.0},
-            r"`fraction` must be in \(0, 1\] or \"auto\".*fraction=0.0",
+            r"`fraction` must be in \(0, 1\].*fraction=0.0 .* 'auto' the knee",
         ),
         ({"fraction": -0.1}, "fraction=-0.1"),
         ({"fraction": 1.01}, "fraction=1.01"),

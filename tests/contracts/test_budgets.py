@@ -292,9 +292,9 @@ def test_the_first_pattern_that_matches_counts():
         ({"gamma": 0.5}, 0.5, ValueError, "'gamma' of ByPattern matches none of the 5"),
         ({"a/": 0.5, "a/bias": 0.5}, 0.5, ValueError, "'a/bias' .* of the 2 variables"),
         ({"(": 0.5}, 0.5, ValueError, r"invalid regex '\('"),
-        ({"a/": 0}, 0.5, ValueError, "for 'a/' must be a number above 0"),
-        ({"a/": 1.1}, 0.5, ValueError, "Received: 1.1"),
-        ({"a/": "auto"}, 0.5, ValueError, "at most 1 .*Received: 'auto'"),
+        ({"a/": 0}, 0.5, ValueError, r"for 'a/' must be in \(0, 1\]"),
+        ({"a/": 1.1}, 0.5, ValueError, "Received: fraction=1.1"),
+        ({"a/": "auto"}, 0.5, ValueError, "Received: fraction='auto'"),
         (
             {"bias": 0.1},
             0.5,

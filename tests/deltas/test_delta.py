@@ -442,7 +442,7 @@ def test_nbytes_is_the_size_of_the_file(tuned, tmp_path):
 
 def test_metadata_must_be_json(tuned, tmp_path):
     delta = SparseDelta(tuned.delta.variables, {"optimizer": {1, 2}})
-    with pytest.raises(ValueError, match="metadata of a delta must be JSON"):
+    with pytest.raises(ValueError, match="document of a delta file must be JSON"):
         delta.save(tmp_path / "d.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -88,7 +88,7 @@ def test_too_small_by_a_hair_names_a_fraction_that_works():
     "fraction", [0, 0.0, -0.1, 1.0001, math.nan, math.inf, "knee", True, [0.1]]
 )
 def test_fraction_out_of_range(fraction):
-    with pytest.raises(ValueError, match=r"`fraction` must be a number above 0 and at"):
+    with pytest.raises(ValueError, match=r"`fraction` must be in \(0, 1\]"):
         SparseMask.from_scores(example_scores(), fraction=fraction)
 
 

@@ -132,3 +132,16 @@ def test_bad_layer(layer):
 def test_bad_prior(prior):
     with pytest.raises(TypeError, match="must be a LaplacePrior or None"):
         WithPrior(keras.layers.Dense(2), prior)
+
+
+def test_weights_of_the_bare_model(tmp_path):
+    """Not by a `.weights.h5` file, whose groups are those of the nesting."""
+    layers = keras.layers.Dense(3, name="a"), keras.layers.Dense(3, name="a")
+    bare = keras.Sequential([keras.Input((2,)), layers[0]])
+    wrapped = keras.Sequential([keras.Input((2,)), PRIOR.wrap(layers[1])])
+    bare.save_weights(tmp_path / "bare.weights.h5")
+    with pytest.raises(ValueError, match="expected|variables"):
+        wrapped.load_weights(tmp_path / "bare.weights.h5")
+    wrapped.set_weights(bare.get_weights())
+    for one, other in zip(bare.get_weights(), wrapped.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -20,7 +20,6 @@ from keras_bayestune import (
     SparseOptimizer,
 )
 from keras_bayestune.callbacks.backup import Backup
-from keras_bayestune.callbacks.progress_document import Progress
 
 ON_JAX = keras.backend.backend() == "jax"
 
@@ -154,11 +153,10 @@ def savers(folder):
     delta = SparseDelta.from_checkpoints(base, tuned)
     base.optimizer.build(base.trainable_variables)
     backup = Backup(folder)
-    progress = Progress(1, 0, 2, {}, None, [], None)
     return {
         "mask": lambda: mask.save(folder / "file"),
         "delta": lambda: delta.save(folder / "file"),
-        "state": lambda: backup.save(base, progress),
+        "state": lambda: backup.save(base),
     }
 
 
@@ -180,7 +178,7 @@ def test_a_full_disk(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has /dev/full")
-@pytest.mark.parametrize("kind", ["mask", "state"])
+@pytest.mark.parametrize("kind", ["mask", "delta", "state"])
 def test_a_device_without_room(kind, tmp_path, monkeypatch):
     """The kernel says ENOSPC: the new file is a link to /dev/full."""
     save = savers(tmp_path)[kind]
@@ -191,11 +189,9 @@ def test_a_device_without_room(kind, tmp_path, monkeypatch):
     def opened(name, mode="r", *rest):
         return open("/dev/full" if "x" in mode else name, mode.replace("x", "w"), *rest)
 
-    from keras_bayestune import files
-    from keras_bayestune.callbacks import state_file
+    from keras_bayestune import document_file
 
-    for module in (files, state_file):
-        monkeypatch.setattr(module, "open", opened, raising=False)
+    monkeypatch.setattr(document_file, "open", opened, raising=False)
     with pytest.raises(OSError, match="No space left on device"):
         save()
     assert list(tmp_path.iterdir()) == [path]

@@ -17,18 +17,14 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from keras_bayestune import SparseDelta, SparseMask
-from keras_bayestune.callbacks import state_file
-from keras_bayestune.callbacks.backup import Backup, Saved
-from keras_bayestune.callbacks.carried_state import Carried, Position, carried_state
-from keras_bayestune.callbacks.progress_document import Progress
-from keras_bayestune.callbacks.result import Result
-from keras_bayestune.callbacks.state_file import StateFile
-from keras_bayestune.deltas import file_format
-from keras_bayestune.deltas.encoding import deflated
+from keras_bayestune import BayesTuneSGLD, SparseDelta, SparseMask, document_file
+from keras_bayestune.callbacks import backup, run_state
+from keras_bayestune.deltas import file as delta_file
 from keras_bayestune.deltas.shira import TorchLinear, load_shira, save_shira
 from keras_bayestune.masks import file as mask_file
 from keras_bayestune.optimizers.state import RunState
+from keras_bayestune.uncertainty import DeltaPosterior
+from keras_bayestune.uncertainty import file as posterior_file
 
 MOST_BYTES = 64 << 20  # that a reader may allocate for a file of some kB
 SECONDS = float(os.environ.get("KERAS_BAYESTUNE_FUZZ_SECONDS", "600"))
@@ -111,91 +107,116 @@ def model():
     return model
 
 
-class MaskFile:
+class Reader:
+    """A file of ours at `path`; its content is changed and signed again."""
+
+    form: document_file.Format
+
+    def keep(self):
+        self.whole = self.path.read_bytes()
+        self.document, self.arrays = document_file.read(
+            self.path, self.form, lambda document, arrays: (document, dict(arrays))
+        )
+
+    def write_changed(self, draw):
+        document = changed(draw, self.document)
+        arrays = changed_arrays(draw, self.arrays)
+        document_file.write(self.path, self.form, document, arrays)
+
+
+class MaskFile(Reader):
+    form = mask_file.FORMAT
+
     def __init__(self, folder):
         self.path = folder / "mask.safetensors"
         rng = np.random.default_rng(0)
         scores = {"a/kernel": rng.normal(size=(20, 30)), "a/bias": rng.normal(size=30)}
         SparseMask.from_scores(scores, "auto", always={"head": (3,)}).save(self.path)
-        self.whole = self.path.read_bytes()
-        self.indices, fields = mask_file.read(self.path)
-        self.fields = {k: fields[k] for k in mask_file._FIELDS}
-
-    def write_changed(self, draw):
-        text = json.dumps(changed(draw, self.fields))
-        indices = changed_arrays(draw, self.indices)
-        metadata = {
-            "format": "keras_bayestune.mask",
-            "version": "1",
-            "mask": text,
-            "sha256": mask_file._checksum(text, indices),
-        }
-        self.path.write_bytes(safetensors.numpy.save(indices, metadata))
+        self.keep()
 
     def load(self):
         SparseMask.load(self.path)
 
 
-class DeltaFile:
+def new_delta():
+    base, tuned = model(), model()
+    for variable in tuned.trainable_variables:
+        value = np.array(keras.ops.convert_to_numpy(variable))
+        value.flat[::3] += 1.0
+        variable.assign(value)
+    return SparseDelta.from_checkpoints(base, tuned)
+
+
+def with_other_rows(draw, arrays, name):
+    """The arrays with something in the table of a delta changed."""
+    rows = changed(draw, json.loads(zlib.decompress(arrays[name].tobytes())))
+    packed = delta_file.deflated(json.dumps(rows).encode())
+    return {**arrays, name: np.frombuffer(packed, "uint8")}
+
+
+class DeltaFile(Reader):
+    form = delta_file.FORMAT
+
     def __init__(self, folder):
         self.path = folder / "delta.safetensors"
-        base, tuned = model(), model()
-        for variable in tuned.trainable_variables:
-            value = np.array(keras.ops.convert_to_numpy(variable))
-            value.flat[::3] += 1.0
-            variable.assign(value)
-        SparseDelta.from_checkpoints(base, tuned).save(self.path)
-        self.whole = self.path.read_bytes()
-        self.tensors = safetensors.numpy.load(self.whole)
-        length = int.from_bytes(self.whole[:8], "little")
-        header = json.loads(self.whole[8 : 8 + length])
-        self.document = json.loads(header["__metadata__"][file_format.ENTRY])
-        self.rows = json.loads(zlib.decompress(self.tensors["variables"].tobytes()))
+        new_delta().save(self.path)
+        self.keep()
 
     def write_changed(self, draw):
-        tensors, document, rows = dict(self.tensors), dict(self.document), self.rows
-        if draw(st.integers(0, 2)):
-            rows = changed(draw, rows)
-        else:
-            document = {**document, **{draw(st.sampled_from(sorted(document))): 1}}
-        packed = deflated(json.dumps(rows).encode())
-        tensors["variables"] = np.frombuffer(packed, "uint8")
-        tensors = changed_arrays(draw, tensors)
-        document["sha256"] = file_format.NO_DIGEST
-        text = json.dumps(document)
-        data = safetensors.numpy.save(tensors, {file_format.ENTRY: text})
-        start = data.index(file_format.NO_DIGEST.encode())
-        digest = file_format.digest(data, start).encode()
-        self.path.write_bytes(data[:start] + digest + data[start + 64 :])
+        if not draw(st.integers(0, 2)):
+            return super().write_changed(draw)
+        arrays = with_other_rows(draw, self.arrays, "variables")
+        arrays = changed_arrays(draw, arrays)
+        return document_file.write(self.path, self.form, self.document, arrays)
 
     def load(self):
         SparseDelta.load(self.path)
 
 
+class PosteriorFile(Reader):
+    form = posterior_file.FORMAT
+
+    def __init__(self, folder):
+        self.path = folder / "posterior.safetensors"
+        delta = new_delta()
+        spread = {
+            p: np.ones(len(v.values), "float32") for p, v in delta.variables.items()
+        }
+        DeltaPosterior([delta, delta], [spread, {}]).save(self.path)
+        self.keep()
+
+    def load(self):
+        DeltaPosterior.load(self.path)
+
+
 def progress():
     mask = SparseMask({"a": [0, 5], "b": [1]}, {"a": (3, 2), "b": (4,)})
     scores = {"a": np.ones((3, 2), "float32")}
-    result = Result(mask, scores, scores, 1, {"samples": 3})
+    result = run_state.Result(mask, scores, scores, 1, {"samples": 3})
     trace = (3, np.ones((3, 2)), np.ones(2))
-    return Progress(2, 0, 6, {"samples": 3}, result, [np.ones(3)], trace)
+    return run_state.Progress(1, 3, 6, 3, False, 0, {"samples": 3}, result, trace)
 
 
-class StateFileOfARun:
+class StateFileOfARun(Reader):
+    form = backup.FORMAT
+
     def __init__(self, folder):
         self.path = folder / "state.safetensors"
-        Backup(folder).save(model(), progress())
-        self.whole = self.path.read_bytes()
-        file = StateFile(self.path)
-        self.document = file.document
-        self.arrays = {name: file.read(name) for name in file.arrays}
-
-    def write_changed(self, draw):
-        document = changed(draw, self.document)
-        arrays = changed_arrays(draw, self.arrays)
-        state_file.write(self.path, document, arrays.items())
+        self.model = model()
+        optimizer = BayesTuneSGLD(1e-3, warmup_steps=1, burn_in_steps=2, thinning=1)
+        self.model.compile(optimizer, "mse")
+        optimizer.build(self.model.trainable_variables)
+        optimizer.run.attach(
+            lambda: run_state.describe(self.model, progress()), can_switch=True
+        )
+        self.backup = backup.Backup(folder)
+        self.backup.save(self.model)
+        self.keep()
 
     def load(self):
-        Saved(StateFile(self.path))
+        self.backup.restore(self.model)
+        document, arrays, _ = self.model.optimizer.run.take()
+        run_state.Carried(document, arrays)
 
 
 class CarriedByAnOptimizer:
@@ -203,8 +224,7 @@ class CarriedByAnOptimizer:
 
     def __init__(self, folder):
         self.path = folder / "document"
-        position = Position(epoch=1, batches_before=3, steps=3, is_over=False)
-        self.document, self.arrays = carried_state(model(), progress(), position)
+        self.document, self.arrays = run_state.describe(model(), progress())
         self.whole = json.dumps(self.document, default=str).encode()
         self.path.write_bytes(self.whole)
         self.kept = self.arrays
@@ -219,7 +239,7 @@ class CarriedByAnOptimizer:
         store = {"run_document": document}
         store |= {f"run_{name}": array for name, array in self.kept.items()}
         _, run = RunState().split(store)
-        Carried(*run)
+        run_state.Carried(*run)
 
 
 class ShiraFolder:
@@ -249,7 +269,14 @@ class ShiraFolder:
         load_shira(self.folder, self.base, self.modules)
 
 
-READERS = [MaskFile, DeltaFile, StateFileOfARun, CarriedByAnOptimizer, ShiraFolder]
+READERS = [
+    MaskFile,
+    DeltaFile,
+    PosteriorFile,
+    StateFileOfARun,
+    CarriedByAnOptimizer,
+    ShiraFolder,
+]
 
 
 def fuzz(reader, examples, start):

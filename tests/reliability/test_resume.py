@@ -111,7 +111,7 @@ def test_a_backup_of_another_run_is_refused(tmp_path):
     kept = (folder / "state.safetensors").read_bytes()
     for model, message in [
         (new_model(width=6), r"a/kernel is float32 \(4, 5\) there"),
-        (new_model(second_moment=True), "variables of the model and"),
+        (new_model(second_moment=True), "14 variables instead of 15"),
     ]:
         before = bits(model.variables)
         with pytest.raises(ValueError, match=message):
@@ -119,7 +119,7 @@ def test_a_backup_of_another_run_is_refused(tmp_path):
         assert bits(model.variables) == before
     model = new_model()
     (folder / "state.safetensors").write_bytes(kept[:-1])
-    with pytest.raises(ValueError, match="is no usable state file"):
+    with pytest.raises(ValueError, match="is not a usable state file"):
         fit(model, [new_select(backup_dir=folder)])
 
 
@@ -140,5 +140,5 @@ def test_a_backup_of_stage_one_needs_a_callback_in_stage_one(tmp_path):
     fit(model, [select])
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "state.safetensors").write_bytes(stage_one)
-    with pytest.raises(ValueError, match="Make the model and the callback anew"):
+    with pytest.raises(ValueError, match="does not belong to this SparseOptimizer"):
         fit(model, [select])

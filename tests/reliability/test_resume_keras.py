@@ -278,8 +278,9 @@ def check_damaged_states(model, path):
     model.load_weights(path)
     document, arrays = optimizer.run.loaded
     broken = [
-        ({**document, "batches": None}, arrays, "does not fit together"),
-        ({**document, "generators": 1}, arrays, "random generators of shapes"),
+        ({**document, "batches": None}, arrays, "'batches' in its document is not of"),
+        ({**document, "random": [1]}, arrays, "something else in the place of an"),
+        ({**document, "generators": []}, arrays, "random generators of shapes"),
         (document, {}, "does not fit together"),
     ]
     for damaged, left, message in broken:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from keras_bayestune import BayesTuneSGLD, LaplacePrior, SparseMask, SparseMaskCallback
+from keras_bayestune._fine_tune import fine_tune
 from keras_bayestune.budgets import ByPattern
-from keras_bayestune.fine_tune import fine_tune
 from keras_bayestune.optimizers import SparseOptimizer
 from keras_bayestune.selectors import Magnitude, Movement, Random, ScaleSelector
 from tests.selectors.network import Batches, chain, new_data, new_model

@@ -12,7 +12,7 @@ PACKAGE = "keras_bayestune"
 LAYERS = {
     "__main__": 4,
     "inspection": 4,
-    "fine_tune": 4,
+    "_fine_tune": 4,
     "chains": 4,
     "_sweep": 4,
     "_switch": 4,
@@ -64,6 +64,7 @@ def violations(sources: Mapping[str, str]) -> list[str]:
         found += _names_and_length(path, source)
         found += (f"{path}:{line}: {text}" for line, text in _layers(path, imported))
         found += (f"{path}:{line}: {text}" for line, text in _usage(tree, imported))
+        found += (f"{path}:{line}: {text}" for line, text in _hidden(path, imported))
         if _unit(path) != "updates":
             found += (
                 f"{path}:{line}: {text}, which only updates/ may do"
@@ -134,6 +135,13 @@ def _layers(path: str, imported: list[tuple[int, str]]) -> Iterator[tuple[int, s
             yield line, f"upward: {_layer(path)} imports {name} of layer {_layer(name)}"
 
 
+def _hidden(path: str, imported: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    for line, name in imported:
+        *_, own = parts = name.split(".")
+        if path.endswith("__init__.py") and parts[-2:] == [own, own]:
+            yield line, f"{own} hides the module of its name: call that _{own}.py"
+
+
 def _usage(tree: ast.AST, imported: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     for line, name in imported:
         if name.split(".")[0] in PICKLES:
@@ -173,8 +181,8 @@ def test_the_package_keeps_the_rules(root):
 
 
 DOWNWARD = {
-    "__init__.py": "from keras_bayestune.fine_tune import fine_tune",
-    "fine_tune.py": "from keras_bayestune.callbacks import x\nimport numpy, keras",
+    "__init__.py": "from keras_bayestune._fine_tune import fine_tune",
+    "_fine_tune.py": "from keras_bayestune.callbacks import x\nimport numpy, keras",
     "callbacks/__init__.py": "from .sparse_mask import x",
     "callbacks/sparse_mask.py": "from ..optimizers.sgld import y\nfrom .. import masks",
     "optimizers/sgld.py": "def f():\n  from keras_bayestune.updates import z",
@@ -208,6 +216,7 @@ def test_downward_imports_pass():
         ("optimizers/sgld.py", "import keras_bayestune.callbacks.x", "layer 4"),
         ("callbacks/x.py", "from keras_bayestune import __version__", "layer 5"),
         ("masks.py", "importlib.import_module('keras_bayestune.deltas')", "layer 2"),
+        ("masks/__init__.py", "from ..paths import paths", "call that _paths.py"),
         ("masks.py", "import jax.numpy as jnp", "imports jax.numpy"),
         ("masks.py", "def f():\n  from torch import nn", "imports torch.nn"),
         ("plots/mask.py", "import_module('tensorflow')", "imports tensorflow"),

@@ -26,7 +26,7 @@ from benchmarks.transfer.rules import (
 )
 from benchmarks.transfer.sources import Found, Settings
 from benchmarks.transfer.tasks import Task
-from keras_bayestune.files import write_atomic
+from keras_bayestune.files import replacing
 
 LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FIRST_RATES = (1e-3, 3e-3, 1e-2)
@@ -210,7 +210,8 @@ class Runner:
     def _write_run(self, cell: Cell, rate: float, record: Mapping[str, Any]) -> None:
         folder = self.folder / "runs" / cell.file_name.removesuffix(".json")
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{rate:g}.json", json.dumps(record).encode())
+        with replacing(folder / f"{rate:g}.json") as temporary:
+            temporary.write_text(json.dumps(record))
 
     def _tried(self, cell: Cell) -> dict[float, dict[str, Any]]:
         """Return {rate: record} of the runs so far."""

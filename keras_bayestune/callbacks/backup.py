@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from keras_bayestune import document_file
-from keras_bayestune.optimizers.unscaled import unscaled
+from keras_bayestune.optimizers._unscaled import unscaled
 
 FORMAT = document_file.Format(
     "state",

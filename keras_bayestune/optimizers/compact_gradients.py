@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras.layers import Layer
 
+from keras_bayestune.optimizers._unscaled import unscaled
 from keras_bayestune.optimizers.compact_layers import Call, call_with_probes, uses_of
 from keras_bayestune.optimizers.sparse import SparseOptimizer
-from keras_bayestune.optimizers.unscaled import unscaled
 from keras_bayestune.paths import variable_paths
 from keras_bayestune.updates.probed_step import keeping_values, step_with_probes
 from keras_bayestune.updates.replicas import is_one_device

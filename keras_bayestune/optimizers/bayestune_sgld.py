@@ -46,6 +46,7 @@ from keras_bayestune.updates.mean_squares import squares_of
 from keras_bayestune.updates.replicas import (
     assign_each,
     check_have_values,
+    clear_gradients,
     creation_scope,
     dense_gradients,
     sum_over_replicas,
@@ -274,6 +275,7 @@ class BayesTuneSGLD(keras.optimizers.Optimizer):
         if constrained:
             was_skipped = ops.not_equal(self._chain.skipped, skipped)
             update_each(_keep_where, before, constrained, was_skipped)
+        clear_gradients(variables)
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
         # A norm summed in float16 would be infinite above 256.

@@ -26,6 +26,7 @@ from keras_bayestune.updates.gather_scatter import write
 from keras_bayestune.updates.probed_step import is_whole
 from keras_bayestune.updates.replicas import (
     check_have_values,
+    clear_gradients,
     creation_scope,
     dense_gradients,
     native,
@@ -261,6 +262,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
                 self._note(i)
         with keras.name_scope(self.name):
             self._apply_to_selected(gradients, compact)
+        clear_gradients(trainable_variables)
         self._iterations.assign_add(1)
 
     def _apply_to_selected(

@@ -165,6 +165,17 @@ def assign_each(pairs: Sequence[tuple[keras.Variable, Tensor]]) -> None:
     )
 
 
+def clear_gradients(variables: Sequence[keras.Variable]) -> None:
+    """Clear the gradients that PyTorch keeps at the weights.
+
+    Keras 3.15 registers one weight for each path. It does not clear those of a second
+    layer of one name, in another tower, and they would add up over the steps.
+    """
+    if keras.backend.backend() == "torch" and not in_stateless_scope():
+        for variable in variables:
+            variable.value.grad = None
+
+
 def without_gradient() -> AbstractContextManager[Any]:
     """Scope in which PyTorch records nothing for a backward pass."""
     if keras.backend.backend() != "torch":

@@ -4,7 +4,7 @@
     KERAS_BACKEND=jax python -m benchmarks.delta --fraction 0.02 --swaps 100
 
 Prints a table: bytes per trained scalar, and the times to save, load, apply, swap and
-revert. The selection is uniformly random, which costs the most bytes per position.
+revert. The selection is uniformly random, which costs the most bytes per index.
 After `--swaps` random swaps the checksum of every weight must be that of the base.
 LoRA is saved and loaded as KerasHub does it (`save_lora_weights`, `load_lora_weights`;
 query and value, its default layers); loading is also how it swaps tasks. The last
@@ -45,17 +45,17 @@ def backbone(arguments: argparse.Namespace) -> keras.Model:
 
 
 def random_delta(model: keras.Model, fraction: float, seed: int) -> SparseDelta:
-    """A delta of random positions, without a second model in memory."""
+    """A delta of random indices, without a second model in memory."""
     generator = np.random.default_rng(seed)
     variables = {}
     for path, variable in floating_variables(model).items():
         base = read_variable(variable)
-        positions = np.flatnonzero(
+        flat_indices = np.flatnonzero(
             generator.random(base.size, np.float32) < np.float32(fraction)
         )
-        step = generator.normal(scale=1e-2, size=len(positions)).astype("float32")
-        values = base.reshape(-1)[positions] + step
-        variables[path] = VariableDelta.sparse(base, positions, values)
+        step = generator.normal(scale=1e-2, size=len(flat_indices)).astype("float32")
+        values = base.reshape(-1)[flat_indices] + step
+        variables[path] = VariableDelta.sparse(base, flat_indices, values)
     return SparseDelta(variables, {"selector": "random", "fraction": fraction})
 
 

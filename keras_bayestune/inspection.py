@@ -54,7 +54,7 @@ def _of_mask(mask: SparseMask) -> list[str]:
 def _of_delta(delta: SparseDelta) -> list[str]:
     stored = delta.variables.items()
     mask = SparseMask(
-        {path: v.positions for path, v in stored},
+        {path: v.flat_indices for path, v in stored},
         {path: v.shape for path, v in stored},
         always=tuple(path for path, v in stored if v.is_whole),
     )

@@ -62,7 +62,7 @@ INTERNAL_IMPORTS = {
     "keras.src.random.seed_generator.global_seed_generator",
 }
 # Names of our own, in classes that are not Keras's, which a Keras object has as well.
-OWN = {"_dtype", "_layers", "_lock", "_losses", "_model", "_name"}
+OWN = {"_dtype", "_layers", "_lock", "_model", "_name"}
 # A `getattr` or `hasattr` with a private name hides that Keras has moved it. Keras sets
 # this one at the first step only; do not add to it.
 GUESSED = {"_jax_state"}

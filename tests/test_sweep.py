@@ -119,7 +119,7 @@ def test_what_is_to_be_large():
         ({"mode": "auto"}, "`mode` must be 'min' or 'max'. Received: 'auto'"),
         ({"validation_split": 0.0}, "`sweep` compares runs on validation data"),
         ({"monitor": "mae"}, r"`monitor` must be one of \['loss'\]. Received: 'mae'"),
-        ({"fractions": [2.0]}, "must be a number above 0 and at most 1"),
+        ({"fractions": [2.0]}, r"must be in \(0, 1\]"),
     ],
 )
 def test_wrong_arguments(arguments, message):

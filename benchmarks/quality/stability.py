@@ -118,7 +118,7 @@ def markdown(figures: dict[tuple[str, int], dict[str, dict]]) -> str:
         lines.append(f"| {method} | {cells} |")
     chance = " | ".join(f"{p:.2f}" for p in fractions)
     lines += [f"| chance | {chance} |", ""]
-    lines.append("| BayesTune, chosen scalars | " + lines[0].split(" | ", 1)[1])
+    lines.append("| BayesTune, selected scalars | " + lines[0].split(" | ", 1)[1])
     lines.append("| --- |" + " --- |" * len(fractions))
     for name, label in (
         ("draws", "draws of a chain"),

@@ -72,10 +72,10 @@ def _top_of_columns(
     following = found.copy()
     for start in range(0, columns, width):
         block = np.ascontiguousarray(matrix[:, start : start + width].T)
-        chosen = _is_top(block, count)
-        found.append(_flat(chosen, start, columns))
+        top = _is_top(block, count)
+        found.append(_flat(top, start, columns))
         if with_next:
-            more = _is_top(block, count + 1) & ~chosen
+            more = _is_top(block, count + 1) & ~top
             following.append(_flat(more, start, columns))
     return np.concatenate(found), np.concatenate(following)
 
@@ -90,6 +90,6 @@ def _is_top(block: np.ndarray, count: int) -> np.ndarray:
     return above | (equal & (np.cumsum(equal, axis=1) <= room))
 
 
-def _flat(chosen: np.ndarray, start: int, columns: int) -> np.ndarray:
-    column, row = np.nonzero(chosen)
+def _flat(top: np.ndarray, start: int, columns: int) -> np.ndarray:
+    column, row = np.nonzero(top)
     return row * columns + start + column

@@ -213,7 +213,7 @@ def _listed(values: list[Any]) -> list[np.ndarray]:
 
 
 def _generators(model: keras.Model) -> list[keras.Variable]:
-    """States of Keras's random generators, which are no weights."""
+    """States of Keras's random generators, which are not weights."""
     weights = {id(weight) for weight in model.weights}
     return [variable for variable in model.variables if id(variable) not in weights]
 

@@ -41,9 +41,9 @@ class ScaleTrace:
             return
         shapes = {path: mean.shape for path, mean in means}
         starts = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())])
-        chosen = _evenly(int(starts[-1]), scalars)
+        kept = _evenly(int(starts[-1]), scalars)
         self._positions = {
-            path: (chosen[(chosen >= start) & (chosen < end)] - start).astype("int32")
+            path: (kept[(kept >= start) & (kept < end)] - start).astype("int32")
             for path, start, end in zip(shapes, starts, starts[1:], strict=False)
         }
 

@@ -14,12 +14,12 @@ class Conflicts:
     """Counts for each pair of deltas, in the order of `names`; printable."""
 
     names: tuple[str, ...]
-    shared: np.ndarray  # (deltas, deltas) int: positions that both select
+    shared: np.ndarray  # (deltas, deltas) int: indices that both select
     opposed: np.ndarray  # (deltas, deltas) int: of these, with opposite signs
 
     @property
     def counts(self) -> np.ndarray:
-        """`(deltas,)` selected positions of each."""
+        """`(deltas,)` selected indices of each."""
         return np.diagonal(self.shared)
 
     def overlap(self, one: str, other: str) -> float:

@@ -15,18 +15,18 @@ def dare(delta: SparseDelta, drop_rate: float, seed: int) -> SparseDelta:
 
     Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous
     Models as a Free Lunch", ICML 2024, section 3.2. With m ~ Bernoulli(drop_rate) for
-    each position:
+    each index:
 
     ```
     new = base + (1 - m) * (new - base) / (1 - drop_rate)
     ```
 
-    Dropped positions leave the delta, so its file shrinks. Whole variables stay.
+    Dropped indices leave the delta, so its file shrinks. Whole variables stay.
 
     Args:
         delta: A delta with base values (`from_model`, or `bind`).
         drop_rate: In [0, 1).
-        seed: Of NumPy's generator: the same seed drops the same positions.
+        seed: Of NumPy's generator: the same seed drops the same indices.
 
     Raises:
         ValueError: `drop_rate` out of range, or unknown base values.
@@ -66,7 +66,7 @@ def _dropped(
     base = np.asarray(rescaled.base)[kept]
     return dataclasses.replace(
         rescaled,
-        indices=rescaled.positions[kept],
+        indices=rescaled.flat_indices[kept],
         values=rescaled.values[kept],
         base_checksum=checksum(base),
         base=base,

@@ -19,7 +19,7 @@ def ties(
     """Merge deltas without letting opposite signs cancel.
 
     Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", NeurIPS
-    2023, algorithm 1. With d_k the displacement of delta k at one position:
+    2023, algorithm 1. With d_k the displacement of delta k at one index:
 
     ```
     trim      d_k <- 0 unless |d_k| is among the `density` largest of delta k
@@ -37,7 +37,7 @@ def ties(
         whole_from: As in `weighted_sum`.
 
     Returns:
-        A delta of the same base on the union of the positions.
+        A delta of the same base on the union of the indices.
 
     Raises:
         ValueError: `density` out of range; else as `weighted_sum`.

@@ -21,7 +21,7 @@ def weighted_sum(
     new = base + sum_k weights[k] * (new_k - base)
     ```
 
-    A delta that does not select a position has displacement 0 there.
+    A delta that does not select a index has displacement 0 there.
 
     Args:
         deltas: Deltas of one base, with base values (`from_model`, or `bind`).
@@ -30,7 +30,7 @@ def weighted_sum(
             Needed where the deltas hold different ones.
 
     Returns:
-        A delta of the same base on the union of the positions.
+        A delta of the same base on the union of the indices.
 
     Raises:
         ValueError: No deltas, a weight too few or not finite, different bases,

@@ -53,7 +53,7 @@ class Applications:
     def bound(
         self, variables: Variables, model: keras.Model
     ) -> dict[str, VariableDelta]:
-        """The variables with the base's values at their positions."""
+        """The variables with the base's values at their indices."""
         if self._holds(model):
             targets, old = self._replaced[model]
         else:

@@ -1,4 +1,4 @@
-"""Takes what changed in a model since its base, at the positions of a mask."""
+"""Takes what changed in a model since its base, at the indices of a mask."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -115,7 +115,7 @@ def _base_by_path(
     matched: Mapping[str, str],
 ) -> dict[str, Any]:
     """`{path in the model: base value}`, of floating weights only."""
-    # States of random generators, counters and metrics are no part of a delta.
+    # States of random generators, counters and metrics are not part of a delta.
     others = {v.path for v in model.variables} - {*present}
     base = {path: value for path, value in base.items() if path not in others}
     unknown = [path for path in base if path not in present]

@@ -36,9 +36,9 @@ def compare(
         raise ValueError(f"`always` holds paths that the base lacks: {unknown[:3]}.")
     changed = _changed_positions(before, partner, always)
     total = sum(map(len, changed.values()))
-    chosen = changed
+    selected = changed
     if fraction is not None and total:
-        chosen = _largest(before, partner, changed, fraction)
+        selected = _largest(before, partner, changed, fraction)
 
     variables = {}
     squares = kept = 0.0
@@ -54,7 +54,7 @@ def compare(
                 )
             )
             continue
-        indices = chosen[path]
+        indices = selected[path]
         values = new.reshape(-1)[indices]
         variables[path] = VariableDelta.sparse(old, indices, values)
         with np.errstate(invalid="ignore"):
@@ -65,7 +65,7 @@ def compare(
         "selector": "checkpoint_difference",
         "fraction": fraction,
         "changed_scalars": total,
-        "kept_scalars": sum(map(len, chosen.values())),
+        "kept_scalars": sum(map(len, selected.values())),
         "kept_squared_difference": kept / squares if squares else 1.0,
     }
 
@@ -115,7 +115,7 @@ def _changed_positions(
     partner: Mapping[str, keras.Variable],
     always: set[str],
 ) -> dict[str, np.ndarray]:
-    """Positions at which the bits differ, of the variables that compete."""
+    """Indices at which the bits differ, of the variables that compete."""
     return {
         path: np.flatnonzero(
             bits(read_variable(variable)) != bits(read_variable(partner[path]))
@@ -131,7 +131,7 @@ def _largest(
     changed: Mapping[str, np.ndarray],
     fraction: float,
 ) -> dict[str, np.ndarray]:
-    """The changed positions among the `fraction` largest differences."""
+    """The changed indices among the `fraction` largest differences."""
     scores = {
         path: np.abs(
             _displacement(read_variable(before[path]), read_variable(partner[path]))
@@ -140,8 +140,8 @@ def _largest(
     }
     mask = SparseMask.from_scores(scores, fraction=fraction)
     return {
-        path: np.intersect1d(mask.indices[path], positions, assume_unique=True)
-        for path, positions in changed.items()
+        path: np.intersect1d(mask.indices[path], flat_indices, assume_unique=True)
+        for path, flat_indices in changed.items()
     }
 
 

@@ -23,7 +23,7 @@ from keras_bayestune.masks.proportion import proportion
 
 
 class SparseDelta:
-    """What a task changed in a model: positions and new values, a few MB.
+    """What a task changed in a model: indices and new values, a few MB.
 
     A delta holds the *new values* of the selected scalars, so applying it gives the
     tuned model bit for bit, and marks by which it knows its base. It does not hold
@@ -154,7 +154,7 @@ class SparseDelta:
             >>> kernel, bias = base.get_weights()
             >>> tuned.set_weights([kernel + [[0.0, 3.0]], bias + [-2.0, 1.0]])
             >>> delta = SparseDelta.from_checkpoints(base, tuned, fraction=0.5)
-            >>> [variable.positions.tolist() for variable in delta.variables.values()]
+            >>> [v.flat_indices.tolist() for v in delta.variables.values()]
             [[1], [0]]
             >>> round(delta.metadata["kept_squared_difference"], 3)
             0.929
@@ -265,7 +265,7 @@ class SparseDelta:
             self.revert(model)
 
     def bind(self, model: keras.Model) -> "SparseDelta":
-        """The delta with the base values at its positions, which algebra needs.
+        """The delta with the base values at its indices, which algebra needs.
 
         Args:
             model: The base model. Where this delta is applied to it, the values it
@@ -280,7 +280,7 @@ class SparseDelta:
     def without(self, paths: Iterable[str]) -> "SparseDelta":
         """The delta without some variables.
 
-        A variable with selected positions then keeps its base values; one stored
+        A variable with selected indices then keeps its base values; one stored
         whole (a head) is left as the model has it.
 
         Args:
@@ -364,7 +364,7 @@ class SparseDelta:
         return fingerprint(self._variables.values())
 
     def __eq__(self, other: object) -> bool:
-        """Whether positions, values (bits), base and metadata are equal."""
+        """Whether indices, values (bits), base and metadata are equal."""
         if not isinstance(other, SparseDelta):
             return NotImplemented
         return [*self._pieces()] == [*other._pieces()]

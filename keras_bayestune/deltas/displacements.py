@@ -1,7 +1,7 @@
 """Deltas of one base as displacements `new - base`, and back: the ground of algebra.
 
 A rule of combination sees, for each variable, the displacements of all deltas on the
-union of their positions, and says what the combined displacement is. Nothing of the
+union of their indices, and says what the combined displacement is. Nothing of the
 size of a variable is ever made.
 """
 
@@ -15,9 +15,9 @@ from keras_bayestune.matching import match_paths
 
 Variables = Mapping[str, VariableDelta]
 
-# (displacements, selected) -> combined: float64 (deltas, positions), bool of the same
-# shape (False: the delta does not select the position, its displacement is 0), and
-# float64 (positions,).
+# (displacements, selected) -> combined: float64 (deltas, indices), bool of the same
+# shape (False: the delta does not select the index, its displacement is 0), and
+# float64 (indices,).
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -29,7 +29,7 @@ def combine(
     `new = base + rule(displacements)`, in float64, rounded once to the variable's
     dtype. Where the combined displacement is that of one delta, its value is taken bit
     for bit, and where it is 0, the base. The result selects the union of the
-    positions.
+    indices.
 
     A variable that is stored whole has no displacement, because its base (the random
     start of a head) is not part of the delta. It is taken from `whole_from`; without
@@ -67,19 +67,19 @@ def align(deltas: Sequence[Variables]) -> list[Variables]:
 def aligned_displacements(
     deltas: Sequence[VariableDelta],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One variable of several deltas on the union of their positions.
+    """One variable of several deltas on the union of their indices.
 
     Returns:
-        Positions `(n,)`, base values `(n,)`, displacements float64 `(deltas, n)`,
+        Indices `(n,)`, base values `(n,)`, displacements float64 `(deltas, n)`,
         selected bool `(deltas, n)`.
 
     Raises:
         ValueError: Base values are unknown.
     """
-    positions = np.unique(np.concatenate([delta.positions for delta in deltas]))
-    base = np.zeros(len(positions), DTYPES[deltas[0].dtype])
-    displacements = np.zeros((len(deltas), len(positions)))
-    selected = np.zeros((len(deltas), len(positions)), bool)
+    flat_indices = np.unique(np.concatenate([delta.flat_indices for delta in deltas]))
+    base = np.zeros(len(flat_indices), DTYPES[deltas[0].dtype])
+    displacements = np.zeros((len(deltas), len(flat_indices)))
+    selected = np.zeros((len(deltas), len(flat_indices)), bool)
     for row, delta in enumerate(deltas):
         if delta.base is None:
             if not len(delta.values):
@@ -89,12 +89,12 @@ def aligned_displacements(
                 "delta file does not hold. Read them from the base model first: "
                 "`delta = delta.bind(model)`."
             )
-        where = np.searchsorted(positions, delta.positions)
+        where = np.searchsorted(flat_indices, delta.flat_indices)
         base[where] = delta.base
         selected[row, where] = True
         new = delta.new_values.astype("float64")
         displacements[row, where] = new - delta.base.astype("float64")
-    return positions, base, displacements, selected
+    return flat_indices, base, displacements, selected
 
 
 def weighted_sum(weights: Sequence[float]) -> Rule:
@@ -113,7 +113,7 @@ def provenance(metadata: Sequence[Mapping[str, Any]], **rule: Any) -> dict[str, 
 
 def combine_variable(deltas: Sequence[VariableDelta], rule: Rule) -> VariableDelta:
     """Combine what several deltas say of one variable; see `combine`."""
-    positions, base, displacements, selected = aligned_displacements(deltas)
+    flat_indices, base, displacements, selected = aligned_displacements(deltas)
     first = deltas[0]
     moved = rule(displacements, selected)
     with np.errstate(over="ignore"):
@@ -121,14 +121,14 @@ def combine_variable(deltas: Sequence[VariableDelta], rule: Rule) -> VariableDel
     # base + (new - base) loses the last bits of a value much smaller than its base,
     # and base + 0 the sign of a base of -0.0: what is known is taken as it is.
     for row, delta in enumerate(deltas):
-        own = moved[np.searchsorted(positions, delta.positions)]
+        own = moved[np.searchsorted(flat_indices, delta.flat_indices)]
         own = own == displacements[row, selected[row]]
         values[np.flatnonzero(selected[row])[own]] = delta.new_values[own]
     values[moved == 0.0] = base[moved == 0.0]
     return VariableDelta(
         first.shape,
         first.dtype,
-        positions,
+        flat_indices,
         values,
         checksum=first.checksum,
         base_checksum=checksum(base),

@@ -69,7 +69,7 @@ def to_document(
             row["base_checksum"] = f"{delta.base_checksum:08x}"
             # A variable selected in full needs no codes.
             if len(delta.values) < delta.size:
-                code, row["width"] = encode_gaps(delta.positions)
+                code, row["width"] = encode_gaps(delta.flat_indices)
                 row["bytes"] = len(code)
                 codes.append(code)
         rows.append(row)
@@ -190,7 +190,7 @@ def _positions(
     code = codes.take(_integer(row.get("bytes", 0), codes.left))
     indices = decode_gaps(code.tobytes(), row.get("width", 1))
     if len(indices) != count or (count and indices[-1] >= size):
-        raise ValueError(f"The positions in {row['path']!r} do not fit its shape.")
+        raise ValueError(f"The indices in {row['path']!r} do not fit its shape.")
     return indices
 
 

@@ -21,13 +21,13 @@ class Target:
     delta: VariableDelta
 
     def read(self) -> np.ndarray:
-        """The variable's values at the delta's positions, `(count,)`."""
+        """The variable's values at the delta's indices, `(count,)`."""
         if self.delta.indices is None:
             return read_variable(self.variable).reshape(-1)
         return scatter.gather_flat(self.variable, self.delta.indices)
 
     def write(self, values: np.ndarray) -> None:
-        """Write `values`, `(count,)`, at the delta's positions."""
+        """Write `values`, `(count,)`, at the delta's indices."""
         if self.delta.indices is None:
             scatter.assign_whole(self.variable, values.reshape(self.delta.shape))
         else:

@@ -119,7 +119,7 @@ class QuantizedBase:
         shapes = {
             p: self._base[p].shape for p, v in self._floats.items() if v.trainable
         }
-        indices = {p: self._base[p].positions for p in shapes}
+        indices = {p: self._base[p].flat_indices for p in shapes}
         for variable in self._values.values():
             shapes[variable.path] = tuple(variable.shape)
             indices[variable.path] = np.arange(math.prod(variable.shape))
@@ -137,7 +137,7 @@ class QuantizedBase:
                 if not base.values.size and checksum(new) != base.checksum:
                     variables[path] = VariableDelta.whole(new)  # a moved statistic
                     continue
-                new = new.reshape(-1)[base.positions]
+                new = new.reshape(-1)[base.flat_indices]
             else:
                 new = base.values
             variables[path] = VariableDelta(
@@ -220,7 +220,7 @@ class QuantizedBase:
             stored = variables.get(path)
             if stored is not None and stored.values.size:
                 self._values[path] = layer.install(
-                    attribute, stored.positions, stored.new_values
+                    attribute, stored.flat_indices, stored.new_values
                 )
         self._forget_compiled()
 
@@ -245,8 +245,8 @@ def _quantize(
         if paths and not whole & set(paths) and not found.keys() & set(paths):
             with_values = QuantizedLayer(layer)
             found.update({path: (with_values, name) for path, name in paths.items()})
-    chosen = {id(with_values.layer) for with_values, _ in found.values()}
-    model.quantize(config=_CONFIGS[mode](), filters=lambda layer: id(layer) in chosen)
+    layers = {id(with_values.layer) for with_values, _ in found.values()}
+    model.quantize(config=_CONFIGS[mode](), filters=lambda layer: id(layer) in layers)
     return found
 
 

@@ -42,21 +42,21 @@ class QuantizedLayer:
         self._values: dict[str, tuple[np.ndarray, keras.Variable]] = {}
 
     def install(
-        self, attribute: str, positions: np.ndarray, values: np.ndarray
+        self, attribute: str, flat_indices: np.ndarray, values: np.ndarray
     ) -> keras.Variable:
-        """Put floats at flat `positions` of a weight; return their variable."""
+        """Put floats at flat `indices` of a weight; return their variable."""
         layer = self.layer
         layer._tracker.unlock()  # as Keras does for LoRA
         variable = layer.add_weight(
             name=f"{attribute.lstrip('_')}_values",
-            shape=(len(positions),),
+            shape=(len(flat_indices),),
             initializer="zeros",
             dtype="float32",
             autocast=False,
         )
         layer._tracker.lock()
         variable.assign(values)
-        self._values[attribute] = positions[:, None].astype("int32"), variable
+        self._values[attribute] = flat_indices[:, None].astype("int32"), variable
         vars(layer)["quantized_call"] = self._call  # no state that Keras should track
         return variable
 
@@ -105,12 +105,12 @@ class QuantizedLayer:
         self, attribute: str, function: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
         """`function(*inputs, weight)`; the weight is made again on the way back."""
-        positions, variable = self._values[attribute]
+        flat_indices, variable = self._values[attribute]
 
         def apply(values: Tensor, *inputs: Tensor) -> Tensor:
             weight = self._dequantized(attribute)
             values = ops.cast(values, weight.dtype)
-            flat = ops.scatter_update(ops.reshape(weight, (-1,)), positions, values)
+            flat = ops.scatter_update(ops.reshape(weight, (-1,)), flat_indices, values)
             return function(*inputs, ops.reshape(flat, weight.shape))
 
         return keras.remat(apply)(ops.convert_to_tensor(variable), *inputs)

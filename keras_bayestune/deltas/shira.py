@@ -100,12 +100,12 @@ def save_shira(
                 f"{path}, more than it has scalars ({inputs * outputs}). Select a "
                 "smaller fraction, or leave the dense or small variables out."
             )
-        positions, _, moved, _ = aligned_displacements([stored])
+        flat_indices, _, moved, _ = aligned_displacements([stored])
         indices = np.zeros((2, length), "int32")
         weights = np.zeros(length, "float32")
-        column, row = np.divmod(positions, outputs)
-        indices[:, : len(positions)] = np.stack([row, column])
-        weights[: len(positions)] = moved[0]
+        column, row = np.divmod(flat_indices, outputs)
+        indices[:, : len(flat_indices)] = np.stack([row, column])
+        weights[: len(flat_indices)] = moved[0]
         name = _PREFIX + modules[path].name
         tensors[f"{name}.shira_indices"] = indices
         tensors[f"{name}.shira_weight"] = weights
@@ -142,7 +142,7 @@ def load_shira(
 
     Raises:
         ValueError: Not a SHiRA adapter, tensors without a module, unknown variable
-            paths, or positions outside a kernel.
+            paths, or indices outside a kernel.
     """
     folder = pathlib.Path(folder)
     config = _config(folder / _CONFIG)
@@ -156,18 +156,18 @@ def load_shira(
     variables = {}
     for path, variable in present.items():
         base = read_variable(variable)
-        positions, moved = np.empty(0, "int64"), np.empty(0)
+        flat_indices, moved = np.empty(0, "int64"), np.empty(0)
         if path in modules:
             name = _PREFIX + modules[path].name
-            positions, moved = _entries(
+            flat_indices, moved = _entries(
                 path,
                 tensors.pop(f"{name}.shira_indices", np.empty((2, 0))),
                 tensors.pop(f"{name}.shira_weight", np.empty(0)),
                 _sides(path, base.shape, modules[path]),
             )
-        values = base.reshape(-1)[positions].astype("float64") + moved
+        values = base.reshape(-1)[flat_indices].astype("float64") + moved
         variables[path] = VariableDelta.sparse(
-            base, positions, values.astype(DTYPES[variable.dtype])
+            base, flat_indices, values.astype(DTYPES[variable.dtype])
         )
     unknown = [path for path in modules if path not in present]
     if unknown or tensors:
@@ -198,7 +198,7 @@ def _config(path: pathlib.Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__}.") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON object.")
+        raise ValueError(f"{path} is damaged: it is not a JSON object.")
     return config
 
 
@@ -212,7 +212,7 @@ def _tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _entries(
     path: str, indices: Any, weights: Any, sides: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flat positions and displacements, without zeros; double entries add up."""
+    """Flat indices and displacements, without zeros; double entries add up."""
     inputs, outputs = sides
     indices, weights = np.asarray(indices), np.asarray(weights)
     if weights.ndim != 1 or indices.shape != (2, len(weights)):
@@ -228,10 +228,10 @@ def _entries(
     outside = (rows < 0).any() or (row >= outputs).any() or (column >= inputs).any()
     if outside:
         raise ValueError(
-            f"The adapter has positions outside {path} ({inputs} inputs, {outputs} "
+            f"The adapter has indices outside {path} ({inputs} inputs, {outputs} "
             "outputs). Is `input_axes` right?"
         )
-    positions, where = np.unique(column * outputs + row, return_inverse=True)
-    moved = np.zeros(len(positions))
+    flat_indices, where = np.unique(column * outputs + row, return_inverse=True)
+    moved = np.zeros(len(flat_indices))
     np.add.at(moved, where, np.asarray(weights, "float64"))
-    return positions[moved != 0], moved[moved != 0]
+    return flat_indices[moved != 0], moved[moved != 0]

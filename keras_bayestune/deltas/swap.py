@@ -48,7 +48,7 @@ def swap_in(targets: Sequence[Target]) -> list[np.ndarray]:
     """Write the new values and return the old ones, in the order of `targets`.
 
     Raises:
-        ValueError: The values at the selected positions are not the base's. Nothing
+        ValueError: The values at the selected indices are not the base's. Nothing
             was written.
     """
     old = read_base(targets)
@@ -57,7 +57,7 @@ def swap_in(targets: Sequence[Target]) -> list[np.ndarray]:
 
 
 def read_base(targets: Sequence[Target]) -> list[np.ndarray]:
-    """The values at the selected positions, in the order of `targets`.
+    """The values at the selected indices, in the order of `targets`.
 
     Raises:
         ValueError: They are not the base's.
@@ -79,7 +79,7 @@ def swap_out(targets: Sequence[Target], old: Sequence[np.ndarray]) -> None:
     """Write back what `swap_in` returned; nothing if somebody has done so already.
 
     Raises:
-        ValueError: The values at the selected positions are no longer those that
+        ValueError: The values at the selected indices are no longer those that
             `swap_in` wrote. Nothing was written.
     """
     new = [target.delta.new_values for target in targets]
@@ -97,7 +97,7 @@ def swap_out(targets: Sequence[Target], old: Sequence[np.ndarray]) -> None:
 
 
 def holds_new(targets: Sequence[Target]) -> bool:
-    """Whether the values at the selected positions are those that `swap_in` writes."""
+    """Whether the values at the selected indices are those that `swap_in` writes."""
     return not _differing(targets, [target.delta.new_values for target in targets])
 
 

@@ -1,4 +1,4 @@
-"""What a delta says about one variable: positions, new values, marks of the base."""
+"""What a delta says about one variable: indices, new values, marks of the base."""
 
 import dataclasses
 import hashlib
@@ -26,12 +26,12 @@ def checksum(array: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class VariableDelta:
-    """Positions and new values in one variable, and how to recognise its base.
+    """Indices and new values in one variable, and how to recognise its base.
 
-    One of three kinds: *sparse* (some positions, possibly none: then the variable
+    One of three kinds: *sparse* (some indices, possibly none: then the variable
     only has to equal the base), *whole* (`indices` is None: every scalar is stored,
-    the base may hold anything) and *free* (no positions and no checksum: the variable
-    is no concern of the delta).
+    the base may hold anything) and *free* (no indices and no checksum: the variable
+    is not a concern of the delta).
     """
 
     shape: tuple[int, ...]
@@ -96,8 +96,8 @@ class VariableDelta:
         return math.prod(self.shape)
 
     @property
-    def positions(self) -> np.ndarray:
-        """Flat positions of the stored scalars, also for a whole variable."""
+    def flat_indices(self) -> np.ndarray:
+        """Flat indices of the stored scalars, also for a whole variable."""
         if self.indices is None:
             return np.arange(self.size, dtype=index_dtype(self.size))
         return self.indices
@@ -129,7 +129,7 @@ class VariableDelta:
         )
 
     def with_base(self, base: np.ndarray) -> "VariableDelta":
-        """The delta with the base values at its positions."""
+        """The delta with the base values at its indices."""
         return dataclasses.replace(self, base=base)
 
 

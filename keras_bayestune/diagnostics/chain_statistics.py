@@ -104,7 +104,7 @@ def r_hat(chains: npt.ArrayLike) -> np.float64 | np.ndarray:
         >>> chains = np.random.default_rng(0).normal(size=(2, 500, 1))
         >>> bool(r_hat(chains)[0] < 1.02)
         True
-        >>> chains[1] += 1.0
+        >>> chains[1] += 2.0
         >>> bool(r_hat(chains)[0] > 1.2)
         True
     """

@@ -31,8 +31,8 @@ def overlap_matrix(masks: Sequence[SparseMask]) -> np.ndarray:
     Examples:
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.diagnostics import overlap_matrix
-        >>> chosen, shapes = ([0, 1], [1, 2]), {"k": (4,)}
-        >>> masks = [SparseMask({"k": indices}, shapes) for indices in chosen]
+        >>> selected, shapes = ([0, 1], [1, 2]), {"k": (4,)}
+        >>> masks = [SparseMask({"k": indices}, shapes) for indices in selected]
         >>> overlap_matrix(masks).tolist()
         [[1.0, 0.5], [0.5, 1.0]]
     """
@@ -58,8 +58,8 @@ def selection_frequency(masks: Sequence[SparseMask]) -> dict[str, np.ndarray]:
     Examples:
         >>> from keras_bayestune import SparseMask
         >>> from keras_bayestune.diagnostics import selection_frequency
-        >>> chosen, shapes = ([0, 1], [1, 2]), {"k": (3,)}
-        >>> masks = [SparseMask({"k": indices}, shapes) for indices in chosen]
+        >>> selected, shapes = ([0, 1], [1, 2]), {"k": (3,)}
+        >>> masks = [SparseMask({"k": indices}, shapes) for indices in selected]
         >>> selection_frequency(masks)["k"].tolist()
         [0.5, 1.0, 0.5]
     """

@@ -1,4 +1,4 @@
-"""From scores to chosen positions: budgets, thresholds, variables taken whole."""
+"""From scores to selected indices: budgets, thresholds, variables taken whole."""
 
 import math
 from collections.abc import Iterable, Mapping

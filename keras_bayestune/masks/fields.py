@@ -29,34 +29,34 @@ def checked_shape(path: str, shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(int(length) for length in shape)
 
 
-def checked_positions(path: str, positions: Any, size: int) -> np.ndarray:
-    """A read-only copy, once the positions are known to be ascending and in range."""
-    positions = np.asarray(positions)
-    if not positions.size:
-        positions = positions.reshape(-1).astype(np.int32)
-    if positions.dtype.kind not in "iu":
+def checked_indices(path: str, flat_indices: Any, size: int) -> np.ndarray:
+    """A read-only copy, once the indices are known to be ascending and in range."""
+    flat_indices = np.asarray(flat_indices)
+    if not flat_indices.size:
+        flat_indices = flat_indices.reshape(-1).astype(np.int32)
+    if flat_indices.dtype.kind not in "iu":
         raise TypeError(
-            f"Positions must be integers. Received {positions.dtype} for {path!r}; "
-            "np.flatnonzero turns a boolean mask into positions."
+            f"Indices must be integers. Received {flat_indices.dtype} for {path!r}; "
+            "np.flatnonzero turns a boolean mask into indices."
         )
-    if positions.ndim != 1:
+    if flat_indices.ndim != 1:
         raise ValueError(
-            f"Positions must be flat (one axis, C order). Received shape "
-            f"{positions.shape} for {path!r}."
+            f"Indices must be flat (one axis, C order). Received shape "
+            f"{flat_indices.shape} for {path!r}."
         )
-    if (positions[1:] <= positions[:-1]).any():
+    if (flat_indices[1:] <= flat_indices[:-1]).any():
         raise ValueError(
-            f"Positions must ascend, each at most once. Those of {path!r} do not; "
+            f"Indices must ascend, each at most once. Those of {path!r} do not; "
             "np.unique sorts them."
         )
-    if positions.size and not (positions[0] >= 0 and positions[-1] < size):
+    if flat_indices.size and not (flat_indices[0] >= 0 and flat_indices[-1] < size):
         raise ValueError(
-            f"Positions of {path!r} must be from 0 to {size - 1}. Received "
-            f"{positions[0]} to {positions[-1]}."
+            f"Indices of {path!r} must be from 0 to {size - 1}. Received "
+            f"{flat_indices[0]} to {flat_indices[-1]}."
         )
-    positions = positions.astype(index_dtype(size))  # always a copy
-    positions.setflags(write=False)
-    return positions
+    flat_indices = flat_indices.astype(index_dtype(size))  # always a copy
+    flat_indices.setflags(write=False)
+    return flat_indices
 
 
 def checked_always(
@@ -71,7 +71,7 @@ def checked_always(
         if len(indices[path]) != math.prod(shapes[path]):
             raise ValueError(
                 f"{path!r} is in `always`, so all of its {math.prod(shapes[path])} "
-                f"scalars must be chosen. Received {len(indices[path])} positions."
+                f"scalars must be selected. Received {len(indices[path])} indices."
             )
     return always
 

@@ -1,6 +1,6 @@
-"""A mask as a file, and its positions as text in the config of an optimizer.
+"""A mask as a file, and its indices as text in the config of an optimizer.
 
-The file has one array of flat positions per variable, int32 or int64.
+The file has one array of flat indices per variable, int32 or int64.
 """
 
 import base64
@@ -41,25 +41,24 @@ def fields_of(
 ) -> dict[str, Any]:
     """Return the constructor's arguments, which the constructor checks."""
     indices = dict(arrays)
-    for name, positions in indices.items():
-        # Without positions the constructor takes any dtype.
-        if positions.dtype not in (np.int32, np.int64):
+    for name, found in indices.items():
+        # Without indices the constructor takes any dtype.
+        if found.dtype not in (np.int32, np.int64):
             raise ValueError(
-                f"Its positions of {name!r} are {positions.dtype}, expected int32 or "
-                "int64."
+                f"Its indices of {name!r} are {found.dtype}, expected int32 or int64."
             )
     return {**document, "indices": indices}
 
 
-def pack(positions: np.ndarray) -> dict[str, Any]:
-    """Positions as JSON: the codes of the gaps between them, deflated, in base64."""
-    codes, width = encode_gaps(positions)
+def pack(flat_indices: np.ndarray) -> dict[str, Any]:
+    """Indices as JSON: the codes of the gaps between them, deflated, in base64."""
+    codes, width = encode_gaps(flat_indices)
     data = base64.b64encode(zlib.compress(codes, level=9)).decode("ascii")
     return {"width": width, "bytes": len(codes), "data": data}
 
 
 def unpack(path: str, packed: Mapping[str, Any]) -> np.ndarray:
-    """The positions that `pack` packed, int64.
+    """The indices that `pack` packed, int64.
 
     Raises:
         ValueError: The text is damaged.
@@ -72,4 +71,4 @@ def unpack(path: str, packed: Mapping[str, Any]) -> np.ndarray:
             raise ValueError(f"{len(codes)} bytes, expected {packed['bytes']}")
         return decode_gaps(codes, packed["width"])
     except (ValueError, OverflowError, zlib.error) as error:
-        raise ValueError(f"The positions of {path!r} are damaged: {error}.") from error
+        raise ValueError(f"The indices of {path!r} are damaged: {error}.") from error

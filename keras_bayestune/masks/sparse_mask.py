@@ -76,7 +76,7 @@ class SparseMask:
                 f"{sorted(set(self.indices) ^ set(shapes))[:5]}."
             )
         indices = {
-            path: fields.checked_positions(path, self.indices[path], math.prod(shape))
+            path: fields.checked_indices(path, self.indices[path], math.prod(shape))
             for path, shape in shapes.items()
         }
         values = {
@@ -150,13 +150,13 @@ class SparseMask:
         return cls(**choose(scores, fraction, threshold, budget, always))
 
     def match(self, variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-        """Positions by the paths of these variables, which may be numbered anew.
+        """Indices by the paths of these variables, which may be numbered anew.
 
         Args:
             variables: Keras variables of a model, those of the mask among them.
 
         Returns:
-            `{path: sorted flat positions}` for each variable of the mask, with the
+            `{path: sorted flat indices}` for each variable of the mask, with the
             paths that `keras_bayestune.paths.variable_paths` gives them. Variables
             that the mask does not know are left out.
 
@@ -284,7 +284,7 @@ class SparseMask:
         return document_file.read(path, FORMAT, lambda *read: cls(**fields_of(*read)))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments, the positions as compressed text."""
+        """Return the constructor's arguments, the indices as compressed text."""
         return {
             "indices": {path: pack(found) for path, found in self.indices.items()},
             "shapes": {path: list(shape) for path, shape in self.shapes.items()},
@@ -307,8 +307,8 @@ class SparseMask:
             self.shapes == other.shapes
             and set(self.always) == set(other.always)
             and all(
-                np.array_equal(positions, other.indices[path])
-                for path, positions in self.indices.items()
+                np.array_equal(flat_indices, other.indices[path])
+                for path, flat_indices in self.indices.items()
             )
         )
 

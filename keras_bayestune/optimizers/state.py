@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-_STATISTIC = "non_trainable_"  # key of the anchors that are no optimizer variables
+_STATISTIC = "non_trainable_"  # key of the anchors that are not optimizer variables
 _OWNER = "owner"  # key of what only our optimizers save: which one, of which mask
 _RUN = "run_"  # of the state of the run
 _DOCUMENT = "run_document"  # its document, JSON as uint8
@@ -82,14 +82,14 @@ class RunState:
         Raises:
             ValueError: the document is damaged.
         """
-        keys = list(store.keys())  # Keras's store is no mapping
+        keys = list(store.keys())  # Keras's store is not a mapping
         own = {key: store[key] for key in keys if not key.startswith(_RUN)}
         if _DOCUMENT not in keys:
             return own, None
         try:
             document = json.loads(np.array(store[_DOCUMENT]).tobytes())
             if not isinstance(document, dict):
-                raise ValueError("it is no object")
+                raise ValueError("it is not an object")
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"The state of the run that was saved with the optimizer is damaged: "
@@ -182,7 +182,7 @@ def split_non_trainable(
     store: Any,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Return what Keras saved, and what `save_non_trainable` added to it."""
-    keys = list(store.keys())  # Keras's store is no mapping
+    keys = list(store.keys())  # Keras's store is not a mapping
     own = {key: store[key] for key in keys if not key.startswith(_STATISTIC)}
     count = len(keys) - len(own)
     return own, [np.array(store[f"{_STATISTIC}{i}"]) for i in range(count)]

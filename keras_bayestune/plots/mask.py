@@ -32,7 +32,7 @@ class MaskFractions(NamedTuple):
 
     @property
     def fractions(self) -> np.ndarray:
-        """Fraction selected, float64 (layers, kinds), NaN where is no such weight."""
+        """Fraction selected, float64 (layers, kinds), NaN without such a weight."""
         fractions = np.full(self.sizes.shape, np.nan)
         np.divide(self.selected, self.sizes, out=fractions, where=self.sizes > 0)
         return fractions

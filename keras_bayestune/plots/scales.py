@@ -46,7 +46,7 @@ def scale_curve(
     Args:
         scores: Score per scalar, `{path: array}`, finite. Not sorted: 22 million take
             a second or two, and little memory.
-        mask: The mask chosen from these scores. Its candidates are marked; without
+        mask: The mask selected from these scores. Its candidates are marked; without
             any, the knees of the curve are.
 
     Returns:
@@ -242,5 +242,5 @@ def _check_same_model(scores: Mapping[str, Any], mask: SparseMask) -> None:
         raise ValueError(
             f"`mask` is for another model than `scores`. Received: {len(differing)} "
             f"variable(s) with other shapes or missing ({listed}). Pass the scores "
-            "from which the mask was chosen."
+            "from which the mask was selected."
         )

@@ -1,11 +1,11 @@
-"""Gap coding of sorted positions: the distance to the last one, in few bytes.
+"""Gap coding of sorted indices: the distance to the last one, in few bytes.
 
-Positions `i_0 < i_1 < ...` become gaps `g_0 = i_0`, `g_k = i_k - i_{k-1} - 1 >= 0`.
+Indices `i_0 < i_1 < ...` become gaps `g_0 = i_0`, `g_k = i_k - i_{k-1} - 1 >= 0`.
 A code is an unsigned integer of 1, 2 or 4 bytes, little-endian. With `m` the largest
 value of that width, the code `m` is an escape: it adds `m` to the gap and the next
 code goes on. So a gap of 600 is, in 1 byte, 255, 255, 90. The width is the one that
 needs the fewest bytes in total. At a fraction of 0.5 % about 1.4 bytes
-per position.
+per index.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ WIDTHS = (1, 2, 4)
 
 
 def encode_gaps(indices: np.ndarray) -> tuple[bytes, int]:
-    """Encode sorted, unique, non-negative positions.
+    """Encode sorted, unique, non-negative indices.
 
     Args:
         indices: `(count,)` integers.
@@ -61,7 +61,9 @@ def decode_gaps(codes: bytes, width: int) -> np.ndarray:
     if type(width) is not int or width not in WIDTHS:
         raise ValueError(f"The width of a gap code must be 1, 2 or 4, not {width!r}.")
     if len(codes) % width:
-        raise ValueError(f"{len(codes)} bytes are no whole number of {width}-byte gaps")
+        raise ValueError(
+            f"{len(codes)} bytes are not a whole number of {width}-byte gaps"
+        )
     array = np.frombuffer(codes, f"<u{width}")
     closes = array != _escape(width)
     if len(array) and not closes[-1]:

@@ -201,13 +201,13 @@ class Ranking:
         room = Counter(ties)
         found: dict[str, list[np.ndarray]] = {path: [] for path in self.sizes}
         for path, start, chunk in self._chunks():
-            positions = np.flatnonzero(chunk >= cut)
-            equal = chunk[positions] == cut
+            flat_indices = np.flatnonzero(chunk >= cut)
+            equal = chunk[flat_indices] == cut
             taken = np.cumsum(equal)
-            positions = positions[~equal | (taken <= room[path])]
+            flat_indices = flat_indices[~equal | (taken <= room[path])]
             room[path] -= min(room[path], int(taken[-1]) if taken.size else 0)
             found[path].append(
-                (positions + start).astype(index_dtype(self.sizes[path]))
+                (flat_indices + start).astype(index_dtype(self.sizes[path]))
             )
         return {
             path: np.concatenate([np.empty(0, index_dtype(self.sizes[path])), *parts])
@@ -247,8 +247,8 @@ def top_k(scores: Scores, k: int) -> dict[str, np.ndarray]:
     Examples:
         >>> import numpy as np
         >>> from keras_bayestune.selection import top_k
-        >>> chosen = top_k({"a": np.array([0.1, 0.9, 0.5]), "b": np.array([0.5])}, k=2)
-        >>> {path: found.tolist() for path, found in chosen.items()}
+        >>> found = top_k({"a": np.array([0.1, 0.9, 0.5]), "b": np.array([0.5])}, k=2)
+        >>> {path: k.tolist() for path, k in found.items()}
         {'a': [1, 2], 'b': []}
     """
     return Ranking(scores).top(k)

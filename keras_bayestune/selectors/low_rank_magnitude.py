@@ -24,7 +24,7 @@ class LowRankMagnitude(Selector):
     The last axis of W numbers the columns, the others the rows. A bias is a matrix of
     one row, which is its own approximation: exclude biases for theirs, which moves
     matrices only. Not copied: there the matrices of one kind share the budget, and the
-    mask is chosen anew during training. Blind to the task.
+    mask is selected anew during training. Blind to the task.
 
     Cost: no pass over the data; one singular value decomposition per weight, on the
     host in float32; 4 bytes per scalar.

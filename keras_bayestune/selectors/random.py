@@ -20,7 +20,7 @@ class Random(Selector):
     The random mask of Fu et al., "On the Effectiveness of Parameter-Efficient
     Fine-Tuning", AAAI 2023, and a strong rival at small budgets. The score of a
     scalar depends on the seed, the place of its variable among the trainable ones and
-    its position, not on what is excluded. Cost: no pass over the data; 4 bytes per
+    its index, not on what is excluded. Cost: no pass over the data; 4 bytes per
     scalar.
 
     Args:

@@ -150,7 +150,7 @@ def _prior_precision(
             variance = np.full(len(stored.values), float(square.mean()))
         elif path in scales and np.shape(scales[path]) == stored.shape:
             scale = np.asarray(scales[path], np.float64).reshape(-1)
-            variance = 2.0 * np.square(scale[stored.positions])
+            variance = 2.0 * np.square(scale[stored.flat_indices])
         else:
             raise ValueError(
                 f"`scales` has no array of shape {stored.shape} for {path!r}. Pass the "
@@ -189,6 +189,6 @@ def _fisher(
         )
     sums = accumulator.sums([target.variable for target in targets])
     return {
-        target.path: total.reshape(-1)[target.delta.positions] / count
+        target.path: total.reshape(-1)[target.delta.flat_indices] / count
         for target, total in zip(targets, sums, strict=True)
     }

@@ -30,7 +30,7 @@ class MatmulLayout:
     def parse(
         cls, equation: str, kernel_shape: tuple[int, ...]
     ) -> "MatmulLayout | None":
-        """Return the layout of `equation`, or `None` if it is no matrix product.
+        """Return the layout of `equation`, or `None` if it is not a matrix product.
 
         It is one if each axis of the kernel is either summed over or put out, and
         the input has no other axis that is summed over.

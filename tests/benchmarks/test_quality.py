@@ -320,7 +320,7 @@ def test_stability(tmp_path, capsys):
     rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()]
     rows = [row for row in rows if len(row) == 2 and row[1][0] in "0123456789"]
     found = {name[2:]: value[:-2] for name, value in rows}
-    for heading in ("overlap of two chains", "BayesTune, chosen scalars"):
+    for heading in ("overlap of two chains", "BayesTune, selected scalars"):
         assert found.pop(heading) == "2 %"
     found = {name: float(value) for name, value in found.items()}
     assert found.pop("draws of a chain") == 40

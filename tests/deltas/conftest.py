@@ -37,7 +37,7 @@ def build_model(seed=0, classes=3, width=6, dtype=None):
 
 
 def tune(model, seed=0, fraction=0.2, **metadata):
-    """Changes chosen scalars, the head and the statistics; makes the delta."""
+    """Changes selected scalars, the head and the statistics; makes the delta."""
     rng = np.random.default_rng(seed)
     body = [v for v in model.trainable_variables if "logits" not in v.path]
     head = [v for v in model.trainable_variables if "logits" in v.path]

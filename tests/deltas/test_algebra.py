@@ -27,7 +27,7 @@ floats = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 
 
 def deltas_of(values):
-    """Random deltas of one base: any positions, values from a strategy."""
+    """Random deltas of one base: any indices, values from a strategy."""
 
     def of_variable(path):
         entries = st.dictionaries(st.integers(0, BASE[path].size - 1), values)
@@ -39,9 +39,9 @@ def deltas_of(values):
 
 
 def sparse(base, entries):
-    positions = sorted(entries)
-    values = np.array([entries[position] for position in positions], base.dtype)
-    return VariableDelta.sparse(base, np.array(positions, "int64"), values)
+    flat_indices = sorted(entries)
+    values = np.array([entries[position] for position in flat_indices], base.dtype)
+    return VariableDelta.sparse(base, np.array(flat_indices, "int64"), values)
 
 
 def dense(delta, path):
@@ -49,7 +49,7 @@ def dense(delta, path):
     stored = delta.variables[path]
     moved = np.zeros(BASE[path].size)
     base = BASE[path].reshape(-1).astype("float64")
-    moved[stored.positions] = stored.new_values - base[stored.positions]
+    moved[stored.flat_indices] = stored.new_values - base[stored.flat_indices]
     return moved
 
 
@@ -89,7 +89,7 @@ def test_scale_one_and_zero_are_exact(a):
     for path, stored in (a * 1.0).variables.items():
         np.testing.assert_array_equal(stored.values, a.variables[path].values)
     for path, stored in (a * 0.0).variables.items():
-        base = BASE[path].reshape(-1)[stored.positions]
+        base = BASE[path].reshape(-1)[stored.flat_indices]
         assert stored.values.tobytes() == base.tobytes()
 
 
@@ -117,7 +117,7 @@ def test_weighted_sum_is_the_dense_one(pairs):
         expected = BASE[path].reshape(-1).astype("float64") + moved
         # One rounding to float32; float64 sums may differ in their last bit.
         np.testing.assert_allclose(
-            stored.values, expected[stored.positions], rtol=2**-23, atol=1e-12
+            stored.values, expected[stored.flat_indices], rtol=2**-23, atol=1e-12
         )
 
 
@@ -135,7 +135,7 @@ def dense_ties(deltas, density, factor):
         sizes = sorted(
             abs(moved[path][row, position])
             for path in SHAPES
-            for position in delta.variables[path].positions
+            for position in delta.variables[path].flat_indices
         )
         kept = max(1, int(density * len(sizes)))
         smallest = sizes[-kept] if kept < len(sizes) else 0.0
@@ -206,8 +206,8 @@ def test_any_delta_survives_its_file(a):
 def large(seed, count=20_000):
     rng = np.random.default_rng(seed)
     base = np.ones((200, 200), "float32")
-    positions = np.sort(rng.choice(base.size, count, replace=False))
-    stored = VariableDelta.sparse(base, positions, rng.normal(1.0, 1.0, count))
+    flat_indices = np.sort(rng.choice(base.size, count, replace=False))
+    stored = VariableDelta.sparse(base, flat_indices, rng.normal(1.0, 1.0, count))
     return SparseDelta({"kernel": stored}).astype("float32")
 
 

@@ -130,8 +130,10 @@ def test_memory_of_a_swap_is_that_of_the_selection():
     layer.build()
     model = keras.Sequential([keras.Input((1,)), layer])
     array = keras.ops.convert_to_numpy(layer.embeddings.value)
-    positions = np.arange(0, array.size, 1000)
-    stored = VariableDelta.sparse(array, positions, np.zeros(len(positions), "float32"))
+    flat_indices = np.arange(0, array.size, 1000)
+    stored = VariableDelta.sparse(
+        array, flat_indices, np.zeros(len(flat_indices), "float32")
+    )
     tasks = DeltaSet(model)
     tasks.add("task", SparseDelta({layer.embeddings.path: stored}))
     tasks.activate("task")  # compiled, where the backend does

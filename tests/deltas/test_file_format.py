@@ -24,14 +24,14 @@ GOLDEN = Path(__file__).with_name("golden.safetensors")
 
 
 def golden_variables():
-    """One variable of each kind, with values and positions at the corners."""
+    """One variable of each kind, with values and indices at the corners."""
     rng = np.random.default_rng(0)
     wide = rng.normal(size=(70, 100)).astype("float32")
-    positions = np.array([0, 254, 255, 511, 6999])
+    flat_indices = np.array([0, 254, 255, 511, 6999])
     values = np.array([np.nan, -0.0, np.inf, 1e-45, 0.1], "float32")
     half = np.array([1.5, -2.25], "float16")
     return {
-        "a/kernel": VariableDelta.sparse(wide, positions, values),
+        "a/kernel": VariableDelta.sparse(wide, flat_indices, values),
         "a/bias": VariableDelta.sparse(wide[0], np.arange(100), wide[1]),
         "b/kernel": VariableDelta.sparse(wide, np.arange(0), np.empty(0, "float32")),
         "b/scale": VariableDelta.sparse(half, np.array([1]), half[:1]),
@@ -53,8 +53,8 @@ def same(one, other):
             assert getattr(first, field) == getattr(second, field), (path, field)
         assert first.values.dtype == second.values.dtype
         assert first.values.tobytes() == second.values.tobytes()
-        assert first.positions.dtype == second.positions.dtype
-        np.testing.assert_array_equal(first.positions, second.positions)
+        assert first.flat_indices.dtype == second.flat_indices.dtype
+        np.testing.assert_array_equal(first.flat_indices, second.flat_indices)
         if not first.is_whole and len(first.values):
             assert first.base_checksum == second.base_checksum
 
@@ -237,9 +237,11 @@ def test_forged_files(count, path):
             refused += 1
         else:
             for delta in loaded.variables.values():
-                assert len(delta.values) == len(delta.positions) <= delta.size
-                assert (np.diff(delta.positions) > 0).all()
-                assert len(delta.positions) == 0 or delta.positions[-1] < delta.size
+                assert len(delta.values) == len(delta.flat_indices) <= delta.size
+                assert (np.diff(delta.flat_indices) > 0).all()
+                assert (
+                    len(delta.flat_indices) == 0 or delta.flat_indices[-1] < delta.size
+                )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert refused > 0.4 * count
@@ -294,9 +296,9 @@ def test_a_table_that_deflates_too_well_is_stored():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[0].update(count=4), "positions in 'a/kernel' do not fit"),
+        (lambda rows: rows[0].update(count=4), "indices in 'a/kernel' do not fit"),
         (lambda rows: rows[0].update(shape=[3]), "A length is 5, not in 0..3"),
-        (lambda rows: rows[0].update(shape=[6999]), "positions in 'a/kernel' do not"),
+        (lambda rows: rows[0].update(shape=[6999]), "indices in 'a/kernel' do not"),
         (lambda rows: rows[0].update(shape=[2**62, 4]), "A length is 184"),
         (lambda rows: rows[0].update(shape=[1] * 33), "shape of 'a/kernel' is not a l"),
         (lambda rows: rows[0].update(bytes=99), "A length is 99, not in"),

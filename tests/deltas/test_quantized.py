@@ -126,7 +126,7 @@ def test_training_is_that_of_the_rounded_float_model(mode):
             np.testing.assert_allclose(stored.values, new[path], atol=1e-4)
             continue
         wanted = new[path].reshape(-1)[mask.indices[path]]
-        np.testing.assert_array_equal(stored.positions, mask.indices[path])
+        np.testing.assert_array_equal(stored.flat_indices, mask.indices[path])
         np.testing.assert_allclose(stored.values, wanted, atol=1e-4)
         moved = max([moved, *np.abs(stored.values - stored.base)])
     assert moved > 0.05  # many times the tolerance

@@ -27,13 +27,13 @@ def build(seed=0):
     return model
 
 
-def tuned_at(positions):
-    """The base and a model with some scalars moved: `{path: flat positions}`."""
+def tuned_at(flat_indices):
+    """The base and a model with some scalars moved: `{path: flat indices}`."""
     base, tuned = build(), build()
     for variable in tuned.weights:
-        if variable.path in positions:
+        if variable.path in flat_indices:
             values = np.array(keras.ops.convert_to_numpy(variable.value))
-            values.reshape(-1)[positions[variable.path]] += 0.25
+            values.reshape(-1)[flat_indices[variable.path]] += 0.25
             variable.assign(values)
     return base, tuned
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match="1 paths of `modules` are not in the model"):
         load_shira(folder, base, {**MODULES, "other/kernel": TorchLinear("other")})
     wrong = {**MODULES, "query/kernel": TorchLinear("layer.0.self.query", 2)}
-    with pytest.raises(ValueError, match="positions outside query/kernel"):
+    with pytest.raises(ValueError, match="indices outside query/kernel"):
         load_shira(folder, base, wrong)
     weights = folder / "adapter_model.safetensors"
     name = "base_model.model.layer.0.self.query.shira_indices"

@@ -26,8 +26,8 @@ def test_round_trip(mask, path):
     assert loaded.mean_scores == mask.mean_scores
     assert loaded.candidates == mask.candidates != ()
     assert loaded.always == mask.always == ("head/bias",)
-    for name, positions in mask.indices.items():
-        assert loaded.indices[name].dtype == positions.dtype
+    for name, flat_indices in mask.indices.items():
+        assert loaded.indices[name].dtype == flat_indices.dtype
 
 
 def test_round_trip_of_odd_masks(path):

@@ -33,7 +33,7 @@ def test_fields():
     assert (mask.always, mask.mean_scores, mask.candidates) == ((), {"a": 0.5}, (0.1,))
 
 
-def test_positions_of_a_large_variable_are_int64():
+def test_indices_of_a_large_variable_are_int64():
     mask = SparseMask({"a": [2**31]}, {"a": (2**31 + 1,)})
     assert mask.indices["a"].dtype == np.int64
     assert mask.indices["a"].tolist() == [2**31]
@@ -61,16 +61,16 @@ def test_a_mask_does_not_change(mask):
 
 
 def test_a_mask_copies_what_it_is_given():
-    positions, shapes = np.array([0, 1], np.int32), {"a": (4,)}
-    mask = SparseMask({"a": positions}, shapes)
-    positions[0] = 3
+    flat_indices, shapes = np.array([0, 1], np.int32), {"a": (4,)}
+    mask = SparseMask({"a": flat_indices}, shapes)
+    flat_indices[0] = 3
     shapes["b"] = (1,)
     assert mask.indices["a"].tolist() == [0, 1]
     assert set(mask.shapes) == {"a"}
 
 
 @pytest.mark.parametrize(
-    ("positions", "error", "match"),
+    ("flat_indices", "error", "match"),
     [
         ([2, 1], ValueError, "must ascend.*'a' do not"),
         ([1, 1], ValueError, "must ascend"),
@@ -82,9 +82,9 @@ def test_a_mask_copies_what_it_is_given():
         (np.array([2**64 - 1], np.uint64), ValueError, "Received 18446744073709551615"),
     ],
 )
-def test_bad_positions(positions, error, match):
+def test_bad_indices(flat_indices, error, match):
     with pytest.raises(error, match=match):
-        SparseMask({"a": positions}, {"a": (2, 3)})
+        SparseMask({"a": flat_indices}, {"a": (2, 3)})
 
 
 @pytest.mark.parametrize("means", ["", "a", ["a"], 1.0])
@@ -107,7 +107,7 @@ def test_bad_shape(shape):
     ("arguments", "match"),
     [
         ({"always": ["b"]}, r"`always` has paths that are not in `shapes`: \['b'\]"),
-        ({"always": ["a"]}, "all of its 6 scalars must be chosen. Received 2"),
+        ({"always": ["a"]}, "all of its 6 scalars must be selected. Received 2"),
         ({"mean_scores": {"b": 1.0}}, "`mean_scores` has paths"),
         ({"mean_scores": {"a": np.nan}}, "must be finite. Received nan for 'a'"),
         ({"mean_scores": {"a": "1"}}, "must be finite. Received '1'"),
@@ -172,8 +172,8 @@ def test_match_by_path():
     mask = mask_of(variables)
     matched = mask.match(reversed(variables))
     assert set(matched) == {v.path for v in variables}
-    for path, positions in matched.items():
-        assert positions is mask.indices[path]
+    for path, flat_indices in matched.items():
+        assert flat_indices is mask.indices[path]
 
 
 def test_match_by_new_numbers():
@@ -275,10 +275,10 @@ def test_config_is_small():
 
 
 @pytest.mark.parametrize(
-    "positions", [[], [0], [2**40], [0, 2**40], [5, 6, 300, 70_000, 2**33], range(9)]
+    "flat_indices", [[], [0], [2**40], [0, 2**40], [5, 6, 300, 70_000, 2**33], range(9)]
 )
-def test_config_of_any_gaps(positions):
-    mask = SparseMask({"a": list(positions)}, {"a": (2**41,)})
+def test_config_of_any_gaps(flat_indices):
+    mask = SparseMask({"a": list(flat_indices)}, {"a": (2**41,)})
     assert SparseMask.from_config(mask.get_config()) == mask
 
 
@@ -292,7 +292,7 @@ def test_config_of_any_gaps(positions):
         ({"bytes": 2**60}, "damaged: 2 bytes"),
         ({"bytes": 2**70}, "'a' are damaged"),
         ({"width": 3}, "1, 2 or 4, not 3"),
-        ({"width": 4}, "no whole number of 4-byte gaps"),
+        ({"width": 4}, "not a whole number of 4-byte gaps"),
         ({"width": 2}, "from 0 to 5"),
     ],
 )

@@ -12,7 +12,7 @@ from keras_bayestune.plots.mask import mask_fractions
 
 
 def mask_of(chosen, shapes, always=()):
-    """Mask with the first `chosen[path]` scalars of every variable."""
+    """Mask with the first `selected[path]` scalars of every variable."""
     return SparseMask(
         {path: np.arange(chosen.get(path, 0)) for path in shapes}, shapes, always=always
     )

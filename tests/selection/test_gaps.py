@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from keras_bayestune.selection.gaps import decode_gaps, encode_gaps
 
-positions = st.lists(
+flat_indices = st.lists(
     st.one_of(
         st.integers(0, 300),
         st.integers(0, 70_000),
@@ -17,7 +17,7 @@ positions = st.lists(
 ).map(sorted)
 
 
-@given(positions)
+@given(flat_indices)
 def test_round_trip(indices):
     codes, width = encode_gaps(np.array(indices, "int64"))
     assert decode_gaps(codes, width).tolist() == indices
@@ -75,7 +75,7 @@ def test_any_bytes_give_sorted_positions_or_an_error(codes, width):
     [
         (b"\xff", 1, "end within an escape"),
         (b"\x00\x00\xff\xff", 2, "end within an escape"),
-        (b"\x00\x00\x00", 2, "3 bytes are no whole number of 2-byte"),
+        (b"\x00\x00\x00", 2, "3 bytes are not a whole number of 2-byte"),
         (b"", 3, "must be 1, 2 or 4, not 3"),
         (b"", "1", "must be 1, 2 or 4, not '1'"),
         (b"", [], "must be 1, 2 or 4"),

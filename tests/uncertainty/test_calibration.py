@@ -49,7 +49,7 @@ def test_it_finds_the_noise_of_a_regression(make_tuned):
 
 
 def test_labels_of_sequences(make_tuned):
-    # One label for each position, as of a language model.
+    # One label for each index, as of a language model.
     import keras
 
     inputs = keras.Input((None, 4))

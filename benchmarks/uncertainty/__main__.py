@@ -70,7 +70,9 @@ def main(argv=None):
     parser.add_argument("do", choices=DO)
     parser.add_argument("--suite", default="digits", choices=SUITES)
     parser.add_argument("--tasks", nargs="+")
-    parser.add_argument("--methods", nargs="+", help="; ".join(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", help="; ".join(METHODS).replace("%", "%%")
+    )
     parser.add_argument("--fraction", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)

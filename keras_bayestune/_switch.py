@@ -50,7 +50,7 @@ def switch(
         >>> stage_1 = BayesTuneSGLD(1e-2, warmup_steps=1, burn_in_steps=2, thinning=1)
         >>> stage_1.build(model.trainable_variables)
         >>> for step in range(4):  # your loop
-        ...     gradients = [keras.ops.ones_like(v) for v in model.trainable_variables]
+        ...     gradients = [keras.ops.ones(v.shape) for v in model.trainable_variables]
         ...     stage_1.apply(gradients)
         >>> stage_2 = switch(model, stage_1, base, keras.optimizers.SGD(), fraction=0.2)
         >>> stage_2.apply(gradients)

@@ -8,13 +8,12 @@ KERAS_BACKEND names the backend. See README.md beside this file.
 """
 
 import argparse
-import json
 import resource
 import sys
 import time
 from pathlib import Path
 
-from command_line import ShowDefaults
+from command_line import ShowDefaults, add_training, save_and_print
 
 
 def main(argv=None):
@@ -77,9 +76,7 @@ def main(argv=None):
     unit = 1e9 if sys.platform == "darwin" else 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     result["peak memory GB"] = round(peak, 2)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    for name, value in result.items():
-        print(f"{name:33} {value}")
+    save_and_print(args.out, result)
     return result
 
 
@@ -92,20 +89,7 @@ def arguments(argv=None):
     add("--jsonl", type=Path, default=none, help="folder that holds the task's folder")
     add("--data-dir", default=none, help="where TFDS keeps its data sets")
     add("--preset", default="all_minilm_l6_v2_en", help="BertBackbone preset or folder")
-    add(
-        "--method",
-        choices=["bayestune", "full", "head"],
-        default="bayestune",
-        help="train a few scalars and the head, all weights, or the head alone",
-    )
-    add("--fraction", type=float, default=0.005, help="of the scalars to train")
-    add("--selection-steps", type=int, default=400, help="steps of stage 1")
-    add("--finetune-steps", type=int, default=600, help="steps of all that follows")
-    add("--steps-per-epoch", type=int, default=100, help="of what `fit` calls an epoch")
-    add("--backup-dir", default=none, help="folder from which a killed run goes on")
-    add("--selection-learning-rate", type=float, default=1e-4, help="of stage 1")
-    rate = "of the rest (default: 1e-3; with full: 1e-4)"
-    add("--learning-rate", type=float, default=none, help=rate)
+    add_training(add, selection_steps=400, finetune_steps=600)
     add("--batch-size", type=int, default=16, help="rows of a step")
     add("--sequence-length", type=int, default=128, help="tokens of a row")
     add("--seed", type=int, default=0, help="of order, noise and dropout")

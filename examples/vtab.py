@@ -9,12 +9,11 @@ downloads the data, and KerasHub the weights. KERAS_BACKEND names the backend.
 """
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 
-from command_line import ShowDefaults
+from command_line import ShowDefaults, add_training, save_and_print
 
 
 def main(argv=None):
@@ -62,9 +61,7 @@ def main(argv=None):
         constant = majority(parts[0], part)
         result[f"{name} accuracy of the majority class"] = round(constant, 4)
     result["file MB"] = round(file.stat().st_size / 1e6, 3)
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
-    for name, value in result.items():
-        print(f"{name:42} {value}")
+    save_and_print(args.out, result)
     return result
 
 
@@ -76,20 +73,7 @@ def arguments(argv=None):
     add("--task", default="cifar100", help="one of the 19 of vtab_tasks.py")
     add("--data-dir", default=none, help="where TFDS keeps its data sets")
     add("--preset", default="vit_base_patch16_224_imagenet", help="or a folder")
-    add(
-        "--method",
-        choices=["bayestune", "full", "head"],
-        default="bayestune",
-        help="train a few scalars and the head, all weights, or the head alone",
-    )
-    add("--fraction", type=float, default=0.005, help="of the scalars to train")
-    add("--selection-steps", type=int, default=600, help="steps of stage 1")
-    add("--finetune-steps", type=int, default=1000, help="steps of all that follows")
-    add("--steps-per-epoch", type=int, default=100, help="of what `fit` calls an epoch")
-    add("--backup-dir", default=none, help="folder from which a killed run goes on")
-    add("--selection-learning-rate", type=float, default=1e-4, help="of stage 1")
-    rate = "of the rest (default: 1e-3; with full: 1e-4)"
-    add("--learning-rate", type=float, default=none, help=rate)
+    add_training(add, selection_steps=600, finetune_steps=1000)
     add("--batch-size", type=int, default=32, help="images of a step")
     add("--seed", type=int, default=0, help="of order, noise and dropout")
     add("--smoke", action="store_true", help="8 + 4 steps")

@@ -21,7 +21,7 @@ def weighted_sum(
     new = base + sum_k weights[k] * (new_k - base)
     ```
 
-    A delta that does not select a index has displacement 0 there.
+    A delta that does not select an index has displacement 0 there.
 
     Args:
         deltas: Deltas of one base, with base values (`from_model`, or `bind`).

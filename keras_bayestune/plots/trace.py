@@ -173,11 +173,9 @@ def _draw_each(
     marker = "." if len(samples) <= 30 else None
     style: dict[str, Any] = {"alpha": 0.35, "linewidth": 0.8, "marker": marker}
     for scalar, name in enumerate(names):
-        colour, label = f"C{scalar}", f"{name}: mean {running_mean[-1, scalar]:.2e}"
-        if np.isfinite(sizes[scalar]):
-            label += f", ESS {sizes[scalar]:,.0f}"
+        colour, means = f"C{scalar}", running_mean[shown, scalar]
+        label = _label(name, running_mean[-1, scalar], sizes[scalar])
         ax.plot(shown + 1, samples[shown, scalar], color=colour, **style)
-        means = running_mean[shown, scalar]
         ax.plot(shown + 1, means, color=colour, linewidth=2, label=label)
     return [
         Line2D([], [], color="0.3", label="sample", **style),
@@ -203,9 +201,12 @@ def _draw_bands(
     ax.plot(x, middle, color="C0", linewidth=2, label=f"median of {count} scalars")
     # NaN, with too few samples, comes last: then the order is that of the scalars.
     for number, scalar in enumerate(np.argsort(sizes, kind="stable")[:_LEAST_SETTLED]):
-        label = f"{names[scalar]}: mean {running_mean[-1, scalar]:.2e}"
-        if np.isfinite(sizes[scalar]):
-            label += f", ESS {sizes[scalar]:,.0f}"
+        label = _label(names[scalar], running_mean[-1, scalar], sizes[scalar])
         means = running_mean[shown, scalar]
         ax.plot(x, means, color=f"C{number + 1}", linewidth=1.2, label=label)
     return []
+
+
+def _label(name: str, mean: float, size: float) -> str:
+    label = f"{name}: mean {mean:.2e}"
+    return f"{label}, ESS {size:,.0f}" if np.isfinite(size) else label

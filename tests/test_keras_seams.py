@@ -23,7 +23,6 @@ ATTRIBUTES = {
     "_compute_loss": "model",
     "_embeddings": "embedding",
     "_exclude_from_weight_decay": "optimizer",
-    "_exclude_from_weight_decay_cache": "optimizer",
     "_exclude_from_weight_decay_pattern": "optimizer",
     "_flatten_layers": "model",
     "_get_variable_index": "optimizer",

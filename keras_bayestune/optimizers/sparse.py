@@ -178,8 +178,7 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         if self._without_decay:  # of a loaded optimizer: Keras forgets it
             excluded = [variables[i] for i in self._without_decay]
             self.inner.exclude_from_weight_decay(excluded)
-        uses = self.inner._use_weight_decay
-        decays = {i: uses(native(variables[i])) for i in selected}
+        decays = {i: _decays(self.inner, variables[i]) for i in selected}
         self._without_decay = [i for i in selected if not decays[i]]
         self._shares_vectors = is_elementwise(self.inner)
         groups: dict[Any, dict[int, np.ndarray]] = {}
@@ -195,14 +194,12 @@ class SparseOptimizer(keras.optimizers.Optimizer):
             ]
         trained = [(v.value, v.weights[0]) for v in self._vectors]
         trained += [(variables[i], i) for i in self._whole]
-        with keras.name_scope(self.inner.name):
-            self.inner.build([variable for variable, _ in trained])
         # What a weight was excluded from, its vector is; a MultiOptimizer has several.
         for optimizer in (self.inner, *getattr(self.inner, "optimizers", ())):
-            for variable, i in trained:
-                uses = optimizer._use_weight_decay(native(variables[i]))
-                known = optimizer._exclude_from_weight_decay_cache
-                known[optimizer._var_key(variable)] = uses
+            spared = [v for v, i in trained if not _decays(optimizer, variables[i])]
+            optimizer.exclude_from_weight_decay(spared)
+        with keras.name_scope(self.inner.name):
+            self.inner.build([variable for variable, _ in trained])
         self.built = True
 
     def trains(self, i: int) -> bool:
@@ -385,6 +382,18 @@ class SparseOptimizer(keras.optimizers.Optimizer):
         optimizer = cls(**config)
         optimizer._without_decay = list(without_decay)
         return optimizer
+
+
+def _decays(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> bool:
+    """Return whether nothing excluded the variable from the optimizer's weight decay.
+
+    Keras 3.15 tells this of any variable, later ones only of those they are built for.
+    """
+    variable, settings = native(variable), vars(optimizer)
+    pattern = settings.get("_exclude_from_weight_decay_pattern")
+    if optimizer._var_key(variable) in settings.get("_exclude_from_weight_decay", ()):
+        return False
+    return pattern is None or pattern.search(variable.name) is None
 
 
 def _digest(selected: Mapping[int, Any]) -> str:

@@ -8,11 +8,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items):
-    """Refuse names that differ from process to process: pytest-xdist needs equal ones.
+# Files whose few tests take long: at the end, one process would wait for the other.
+LONG = ("test_docs.py", "examples", "benchmarks", "reliability", "test_quantized.py")
 
-    An object among the parameters needs `ids=`, else its address is in the name.
+
+def pytest_collection_modifyitems(items):
+    """Begin with what takes long; refuse names that differ from process to process.
+
+    pytest-xdist needs equal names: an object among the parameters needs `ids=`, else
+    its address is in the name.
     """
+    items.sort(key=lambda item: not any(p in LONG for p in item.path.parts))
     changing = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if changing:
         raise pytest.UsageError(f"Give these parameters stable ids: {changing}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks import quality
 from benchmarks.quality import cells, figure, methods, stability, table
 from benchmarks.quality.digits import Digits
+from benchmarks.quality.photographs import Photographs
 from benchmarks.quality.text import Text
 from benchmarks.quality.vit import Vit
 
@@ -14,6 +15,8 @@ from benchmarks.quality.vit import Vit
 def new_suite(args):
     if issubclass(args.suite, Text):
         return args.suite(args.preset, args.jsonl, args.data_dir)
+    if issubclass(args.suite, Photographs):
+        return args.suite(args.prepared)
     return args.suite()
 
 
@@ -108,7 +111,7 @@ def main(argv=None):
         description=quality.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    suites = {suite.name: suite for suite in (Digits, Text, Vit)}
+    suites = {suite.name: suite for suite in (Digits, Photographs, Text, Vit)}
     parser.add_argument("do", choices=DO)
     parser.add_argument("--suite", default="digits", choices=suites)
     parser.add_argument("--tasks", nargs="+")
@@ -126,6 +129,9 @@ def main(argv=None):
     parser.add_argument("--preset", help="text: BertBackbone preset or folder")
     parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
     parser.add_argument("--data-dir", help="text: where TFDS keeps its data sets")
+    parser.add_argument(
+        "--prepared", type=Path, help="photographs: what benchmarks.transfer prepared"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/quality"))
     parser.add_argument("--collected", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args(argv)

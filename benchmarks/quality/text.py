@@ -34,7 +34,7 @@ class Text(Suite):
     full_rates = (3e-5, 1e-4, 3e-4)
     movement_rate = 1e-4
     compiles_once = True  # a compilation takes as long as fifty steps
-    length: int | None = None  # tokens; else as the task has it
+    lengths = LENGTHS
 
     def __init__(self, preset, jsonl=None, data_dir=None):
         self.preset, self.jsonl, self.data_dir = preset, jsonl, data_dir
@@ -43,7 +43,7 @@ class Text(Suite):
     def data(self, task):
         """Return train, validation and test, tokenised."""
         preprocessor = keras_hub.models.BertTextClassifierPreprocessor.from_preset(
-            self.preset, sequence_length=self.length or LENGTHS.get(task, LENGTH)
+            self.preset, sequence_length=self.lengths.get(task, LENGTH)
         )
         parts = to_arrays(task, read_rows(task, self.jsonl, self.data_dir))
         return [

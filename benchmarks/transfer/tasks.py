@@ -132,7 +132,9 @@ def _efficientnet(config, weights, first, outputs):
     backbone.set_weights(weights)
     inputs = keras.Input(first.shape[1:], dtype="uint8")
     pixels = keras.layers.Rescaling(1 / 128, -127 / 128)(inputs)
-    mean = keras.layers.GlobalAveragePooling2D(name="mean")(backbone(pixels))
+    mean = keras.layers.GlobalAveragePooling2D(name="mean")(
+        backbone(pixels, training=False)
+    )
     return keras.Model(inputs, _head(outputs)(mean)), backbone
 
 

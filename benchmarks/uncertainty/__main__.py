@@ -7,13 +7,14 @@ from pathlib import Path
 from benchmarks import uncertainty
 from benchmarks.uncertainty import blocks, chains, sampling, table
 from benchmarks.uncertainty.methods import METHODS
-from benchmarks.uncertainty.suites import SUITES, ShortText
+from benchmarks.uncertainty.suites import SUITES, Flowers, ShortText
 
 
 def new_blocks(args, file):
     """Yield the suite with the tasks and seeds that the file lacks."""
     suite = SUITES[args.suite]
-    suite = suite(args.preset, args.jsonl) if suite is ShortText else suite()
+    needs = {ShortText: (args.preset, args.jsonl), Flowers: (args.prepared,)}
+    suite = suite(*needs.get(suite, ()))
     done = {json.dumps(r["block"], sort_keys=True) for r in read(file)}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for task in args.tasks or suite.tasks:
@@ -78,6 +79,9 @@ def main(argv=None):
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--preset", help="text: BertBackbone preset or folder")
     parser.add_argument("--jsonl", type=Path, help="text: folder of the tasks' folders")
+    parser.add_argument(
+        "--prepared", type=Path, help="flowers: what benchmarks.transfer prepared"
+    )
     parser.add_argument(
         "--keep", type=Path, help="folder for blocks that are cut short"
     )

@@ -12,6 +12,11 @@ def turned(images, degrees):
     return np.ascontiguousarray(found, "float32")
 
 
+def enlarged(images, factor):
+    """Return images that are so many times as wide and as high."""
+    return scipy.ndimage.zoom(images, (1, factor, factor, 1), order=1)
+
+
 def noisy(images, deviation, seed=0):
     """Return images with Gaussian noise, in units of the range of a pixel."""
     noise = np.random.default_rng(seed).normal(0, deviation, images.shape)

@@ -1,8 +1,10 @@
 """The suites, with what happens to their test data."""
 
+import keras
 import numpy as np
 
 from benchmarks.quality.digits import Digits
+from benchmarks.quality.photographs import Photographs
 from benchmarks.quality.text import Text
 from benchmarks.uncertainty import shift
 from keras_bayestune.uncertainty.laplace_approximation import EFFECTIVE_SIZES
@@ -28,16 +30,13 @@ class ShiftedDigits(Digits):
         return shift.scrambled(test[0])
 
 
-class ShortText(Text):
-    """Sentences: SST-2 and TREC, 500 labels, 24 tokens."""
+class Few:
+    """Tasks of which some rows do: 500 labels, 40 and 60 steps."""
 
-    name = "short-text"
-    tasks = ("trec", "sst2")
     fractions = (0.005,)
     batch_size = 16
     selection_steps, finetune_steps = 40, 60
     rates = (3e-3,)  # of 1e-3, 3e-3 and 1e-2 the best after 80 steps on TREC
-    length = 24
     most_train, most_validation, most_test = 500, 200, 300
     own_masks = iterates = False  # each a few minutes
     members = 3
@@ -51,20 +50,52 @@ class ShortText(Text):
         problem.test = _first(self.most_test, problem.test)
         return problem
 
+
+class ShortText(Few, Text):
+    """Sentences of 24 tokens, SST-2 and TREC, and MRPC's pairs of 48."""
+
+    name = "short-text"
+    tasks = ("trec", "sst2", "mrpc")
+    lengths = {"trec": 24, "sst2": 24}
+    others = {"trec": "sst2", "sst2": "trec", "mrpc": "rte"}
+
     def shifts(self, task, test):
         """Return `{name: (tokens, labels)}`."""
         tokens, labels = test
         return {"30 % of the words gone": (shift.words_gone(tokens, 0.3), labels)}
 
     def out_of_distribution(self, task, test):
-        """Return sentences of the other task."""
-        other = self.tasks[1 - self.tasks.index(task)]
-        return _first(self.most_test, self.data(other)[2])[0]
+        """Return sentences, or pairs, of another task."""
+        return _first(self.most_test, self.data(self.others[task])[2])[0]
+
+
+class Flowers(Few, Photographs):
+    """EfficientNet-Lite0 on five kinds of flowers; noise, and traffic signs."""
+
+    name = "flowers"
+    tasks = ("flowers",)
+
+    def shifts(self, task, test):
+        """Return `{name: (images, labels)}`."""
+        images, labels = test
+        return {
+            "turned by 20 degrees": (_bytes(shift.turned(images, 20)), labels),
+            "noise of 0.1": (_bytes(255 * shift.noisy(images / 255, 0.1)), labels),
+        }
+
+    def out_of_distribution(self, task, test):
+        """Return traffic signs, as large."""
+        signs = self.task("gtsrb")[0].test[0][: self.most_test]
+        return _bytes(shift.enlarged(signs, test[0].shape[1] / signs.shape[1]))
+
+
+def _bytes(pixels):
+    return np.round(pixels).astype("uint8")
 
 
 def _first(rows, data):
     x, y = data
-    return {name: np.asarray(array)[:rows] for name, array in x.items()}, y[:rows]
+    return keras.tree.map_structure(lambda a: np.asarray(a)[:rows], x), y[:rows]
 
 
-SUITES = {"digits": ShiftedDigits, "short-text": ShortText}
+SUITES = {suite.name: suite for suite in (ShiftedDigits, ShortText, Flowers)}

@@ -8,6 +8,7 @@ from benchmarks.transfer.sources import (
     Sources,
     at_anchors,
     bayestune,
+    fisher,
     movement_adam,
     movement_descent,
     of_selector,
@@ -90,6 +91,12 @@ RULES = {
         budgets.PerNeuron(),
     ),
     "SNIP": Rule("SNIP", "|weight x summed gradient|, the head warmed up", _WARMED),
+    "Fisher": Rule(
+        "Fisher",
+        "sum of squared gradients of single examples, the head warmed up "
+        "(FISH, NeurIPS 2021)",
+        fisher,
+    ),
     "low-rank magnitude": Rule(
         "low-rank magnitude",
         "size in the rank-32 part of each matrix (LIFT, ICML 2025)",

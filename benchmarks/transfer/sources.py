@@ -146,6 +146,31 @@ def at_anchors(warm: bool) -> Sources:
     return find
 
 
+def fisher(task, settings, seeds):
+    """Squared gradients of single examples, the head warmed up: the library's rule.
+
+    One example costs as much as its share of a batch.
+    """
+    examples = settings.batch_size * (settings.selection_steps - settings.head_steps)
+    rule = selectors.Fisher(examples, head_steps=settings.head_steps)
+    model = task.network.model
+    before, found = model.get_weights(), []
+    for seed in seeds:
+        begin = time.perf_counter()
+        model.set_weights([*before[:-2], *task.start(seed)[-2:]])
+        scores = rule.scores(
+            model,
+            task.train,
+            task.network.loss,
+            batch_size=settings.batch_size,
+            exclude=HEAD,
+        )
+        seconds = time.perf_counter() - begin
+        found.append(Found(scores, None, settings.selection_steps, seconds))
+    model.set_weights(before)
+    return {"Fisher": found}
+
+
 def of_selector(name: str, new: Callable[[int], selectors.Selector]) -> Sources:
     """A selector of the library that takes no gradient."""
 

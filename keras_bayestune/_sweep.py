@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_bayestune.arguments import check_integer
+from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.default_selector import checked_selector, default_exclude
 from keras_bayestune.deltas import SparseDelta, base_values
@@ -232,13 +232,15 @@ def _masks_without_fraction(
 def _checked_rates(
     rates: Sequence[float], full: Sequence[float] | None
 ) -> tuple[list[float], list[float]]:
-    if full is None:
-        full = [rate / 10 for rate in rates]
-    for rate in [*rates, *full]:
-        if not 0.0 < rate < math.inf:
-            raise ValueError(
-                f"A learning rate must be a finite number above 0. Received: {rate!r}."
-            )
+    def checked(name: str, rates: Sequence[float]) -> list[float]:
+        return [
+            check_number(f"{name}[{i}]", rate, "(0, inf)")
+            for i, rate in enumerate(rates)
+        ]
+
+    rates = checked("learning_rates", rates)
     if not rates:
         raise ValueError("`learning_rates` is empty. Give one, such as [1e-3].")
-    return [float(rate) for rate in rates], [float(rate) for rate in full]
+    if full is None:
+        return rates, [rate / 10 for rate in rates]
+    return rates, checked("full_learning_rates", full)

@@ -114,8 +114,8 @@ def test_what_is_to_be_large():
     [
         ({"fractions": []}, "`fractions` is empty"),
         ({"learning_rates": []}, "`learning_rates` is empty"),
-        ({"learning_rates": [0.0]}, "A learning rate must be .* Received: 0.0"),
-        ({"full_learning_rates": [-1]}, "A learning rate must be .* Received: -1"),
+        ({"learning_rates": [0.0]}, r"`learning_rates\[0\]` must be .*=0.0"),
+        ({"full_learning_rates": [-1]}, r"`full_learning_rates\[0\]` must be .*=-1"),
         ({"mode": "auto"}, "`mode` must be 'min' or 'max'. Received: 'auto'"),
         ({"validation_split": 0.0}, "`sweep` compares runs on validation data"),
         ({"monitor": "mae"}, r"`monitor` must be one of \['loss'\]. Received: 'mae'"),

@@ -1,10 +1,9 @@
 """Scores read against the typical score of their weight."""
 
-import math
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any
 
+from keras_bayestune.arguments import check_number
 from keras_bayestune.budgets.budget import Budget, Indices, count_of
 from keras_bayestune.selection import Ranking, to_numpy
 
@@ -50,8 +49,8 @@ class Relative(Budget):
     """
 
     def __init__(self, strength: float = 1e5, exponent: float = 1.0):
-        self.strength = _checked("strength", strength, math.inf)
-        self.exponent = _checked("exponent", exponent, 1.0)
+        self.strength = check_number("strength", strength, "[0, inf)", "Relative")
+        self.exponent = check_number("exponent", exponent, "[0, 1]", "Relative")
 
     def select(
         self, scores: Mapping[str, Any], ranking: Ranking, fraction: float | None
@@ -113,14 +112,3 @@ class _Divided(Mapping):
 
     def __len__(self) -> int:
         return len(self._scores)
-
-
-def _checked(name: str, value: Any, largest: float) -> float:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and 0 <= value <= largest and math.isfinite(value)):
-        limit = "" if largest == math.inf else f" and at most {largest:g}"
-        raise ValueError(
-            f"`{name}` of Relative must be a finite number, at least 0{limit}. "
-            f"Received: {value!r}."
-        )
-    return float(value)

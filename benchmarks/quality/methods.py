@@ -158,8 +158,6 @@ BUDGETS = {
     "BayesTune, per neuron": budgets.PerNeuron(),
     "BayesTune, relative": budgets.Relative(),
     "BayesTune, relative, strength 1e4": budgets.Relative(1e4),
-    "BayesTune, relative, strength 0": budgets.Relative(0.0),
-    "BayesTune, relative, exponent 1/2": budgets.Relative(0.0, 0.5),
 }
 # The default, with stage 2 from the last values of what is selected.
 LAST_VALUES = "BayesTune, last values"

@@ -41,7 +41,7 @@ RULES = {
     ),
     "BayesTune, relative": Rule(
         "scale",
-        "scores read against the typical one of their tensor: a hierarchical prior",
+        "scores read against the cut of their tensor, pulled to that of all",
         _STAGE_1,
         budgets.Relative(),
     ),

@@ -1,4 +1,6 @@
-"""The typical score of a variable is what the hierarchical prior says it is."""
+"""Scores are read against the cut of their variable, pulled to that of the whole."""
+
+import math
 
 import numpy as np
 import pytest
@@ -6,49 +8,58 @@ import pytest
 from keras_bayestune import SparseMask, budgets
 
 
-@pytest.mark.parametrize(("alpha", "strength"), [(0.7, 3.0), (0.2, 40.0), (2.5, 0.4)])
-def test_the_rate_is_the_mean_of_its_conditional(alpha, strength):
-    """Integrated from the densities: Gamma hyper-prior, Gamma scales."""
-    rng = np.random.default_rng(1)
-    scales = {"a": rng.gamma(2.0, 0.03, 7), "b": rng.gamma(1.5, 0.4, 5)}
-    common_rate = alpha / np.concatenate(list(scales.values())).mean()
-    means = {path: s.mean() for path, s in scales.items()}
-    sizes = {path: s.size for path, s in scales.items()}
-    typical = budgets.Relative(strength).typical_scores(means, sizes)
-    shape = strength * alpha
-    for path, s in scales.items():
-        rate = np.geomspace(1e-4, 1e5, 400_001) * common_rate
-        log_density = (shape - 1) * np.log(rate) - shape / common_rate * rate
-        log_density += s.size * alpha * np.log(rate) - rate * s.sum()
-        weight = np.exp(log_density - log_density.max()) * rate  # even in log(rate)
-        np.testing.assert_allclose(
-            alpha / typical[path], (weight * rate).sum() / weight.sum(), 1e-6
-        )
+def by_hand(scores, fraction, strength):
+    """`score / t_j` in float64, from sorted copies."""
+    scores = {path: s.astype("float64") for path, s in scores.items()}
+    together = np.sort(np.concatenate([s.ravel() for s in scores.values()]))[::-1]
+    count = math.floor(fraction * together.size)
+    found = {}
+    for path, s in scores.items():
+        rank = math.ceil(count * s.size / together.size)
+        own = np.sort(s.ravel())[::-1][rank - 1]
+        pulled = strength * together[count - 1] + s.size * own
+        found[path] = s * (strength + s.size) / pulled
+    return found
 
 
-def test_between_the_whole_and_the_variable():
-    means, sizes = {"a": 2.0, "b": 8.0}, {"a": 30, "b": 10}
-    common = 3.5
-    for strength, expected in [
-        (0.0, means),
-        (10.0, {"a": (10 * common + 60) / 40, "b": (10 * common + 80) / 20}),
-        (1e15, {"a": common, "b": common}),
-    ]:
-        found = budgets.Relative(strength).typical_scores(means, sizes)
-        assert found == pytest.approx(expected)
+@pytest.mark.parametrize("strength", [0.3, 10.0, 40.0])
+def test_selects_by_the_equation(strength):
+    rng = np.random.default_rng(2)
+    sizes = {"a": (0.02, 150), "b": (0.5, 40), "c": (3.0, 900)}
+    scores = {p: rng.gamma(0.7, scale, n) for p, (scale, n) in sizes.items()}
+    mask = SparseMask.from_scores(scores, 0.13, budget=budgets.Relative(strength))
+    assert mask == SparseMask.from_scores(by_hand(scores, 0.13, strength), 0.13)
+    for other in (budgets.PerTensor(), budgets.Global()):
+        assert mask != SparseMask.from_scores(scores, 0.13, budget=other)
 
 
-def test_the_limits_are_the_global_cut_and_the_cut_by_means():
+def test_the_limits_are_a_share_for_each_and_the_global_cut():
     rng = np.random.default_rng(0)
-    scores = {p: rng.gamma(0.5, size, 200) for p, size in {"a": 1.0, "b": 9.0}.items()}
-    mask = SparseMask.from_scores(scores, 0.1)
-    for budget in (budgets.Relative(1e12), budgets.Relative(0.0, exponent=0.0)):
-        assert SparseMask.from_scores(scores, 0.1, budget=budget) == mask
-    by_hand = {path: s / s.mean() for path, s in scores.items()}
-    apart = SparseMask.from_scores(scores, 0.1, budget=budgets.Relative(0.0))
-    assert apart == SparseMask.from_scores(by_hand, 0.1)
-    assert apart != mask
-    assert apart.mean_scores == pytest.approx(mask.mean_scores)  # in their own units
+    sizes = {"a": (1.0, 200), "b": (9.0, 300), "small": (4.0, 3)}
+    scores = {p: rng.gamma(0.5, scale, n) for p, (scale, n) in sizes.items()}
+    whole = SparseMask.from_scores(scores, 0.1)
+    assert SparseMask.from_scores(scores, 0.1, budget=budgets.Relative(1e12)) == whole
+    each = SparseMask.from_scores(scores, 0.1, budget=budgets.Relative(0.0))
+    shares = SparseMask.from_scores(scores, 0.1, budget=budgets.PerTensor())
+    for path, found in each.indices.items():
+        assert abs(len(found) - len(shares.indices[path])) <= 1
+        # The largest of a variable, whatever their number.
+        order = np.argsort(-scores[path])
+        np.testing.assert_array_equal(np.sort(order[: len(found)]), found)
+    assert each != whole
+
+
+def test_an_embedding_few_of_whose_rows_learn_takes_no_more_than_its_share():
+    """Divided by means, which the other rows make small, it would take nearly all."""
+    rng = np.random.default_rng(1)
+    table = rng.gamma(2.0, 1e-6, (2000, 10))
+    table[rng.choice(2000, 100, replace=False)] *= 1e3
+    scores = {"table": table, "kernel": rng.gamma(2.0, 1e-3, (100, 200))}
+    means = {path: s / s.mean() for path, s in scores.items()}
+    count = math.floor(0.01 * 40_000)
+    assert len(SparseMask.from_scores(means, 0.01).indices["table"]) > 0.95 * count
+    mask = SparseMask.from_scores(scores, 0.01, budget=budgets.Relative(100.0))
+    assert abs(len(mask.indices["table"]) - count / 2) < 0.05 * count
 
 
 def test_a_variable_without_a_score_is_selected_last():
@@ -64,8 +75,7 @@ def test_a_variable_without_a_score_is_selected_last():
         ({"strength": float("nan")}, "Received: strength=nan"),
         ({"strength": float("inf")}, "a finite number"),
         ({"strength": True}, "Received: strength=True"),
-        ({"exponent": 1.1}, r"`exponent` of Relative .* in \[0, 1\]. Received: .*=1.1"),
-        ({"exponent": "1/2"}, "Received: exponent='1/2'"),
+        ({"strength": "1e5"}, "Received: strength='1e5'"),
     ],
 )
 def test_arguments_out_of_range(arguments, match):
@@ -75,5 +85,5 @@ def test_arguments_out_of_range(arguments, match):
 
 def test_scores_that_have_a_sign():
     scores = {"a": -np.arange(4.0), "b": np.arange(4.0)}
-    with pytest.raises(ValueError, match="must not be negative.*-1.5 for 'a'"):
+    with pytest.raises(ValueError, match="must not be negative.*-1 for 'a'"):
         SparseMask.from_scores(scores, 0.5, budget=budgets.Relative())

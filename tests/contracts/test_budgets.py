@@ -42,35 +42,40 @@ def everything(scores):
     return [flat(scores)]
 
 
-def relative(strength, exponent):
-    """Scores over the power of the pulled mean of their variable."""
+def relative(strength):
+    """Scores over the pulled cut of their variable, at a fraction."""
 
-    def values(scores):
-        size = sum(s.size for s in scores.values())
-        common = sum(s.sum(dtype="float64") for s in scores.values()) / size
-        found = {}
+    def values(scores, count):
+        flat = {path: -np.sort(-s, axis=None) for path, s in scores.items()}
+        together = -np.sort(-np.concatenate(list(flat.values())))
+        whole, found = float(together[count - 1]), {}
         for path, s in scores.items():
-            total = strength * common + s.sum(dtype="float64")
-            typical = total / max(1e-300, strength + s.size)
-            factor = typical**-exponent if typical > 0 else 1.0
-            found[path] = s * s.dtype.type(factor)
+            if s.size:
+                own = float(flat[path][math.ceil(count * s.size / together.size) - 1])
+                cut = (strength * whole + s.size * own) / (strength + s.size)
+                s = s / s.dtype.type(cut) if cut > 0 else s
+            found[path] = s
         return found
 
     return values
 
 
+def as_it_is(scores, count):
+    return scores
+
+
 # Each budget, its pools (`None`: each has a fraction of its own) and what is ranked.
 BUDGETS = {
-    "ByPattern": (budgets.ByPattern({"bias$": 0.5}), None, dict),
-    "Global": (budgets.Global(), everything, dict),
+    "ByPattern": (budgets.ByPattern({"bias$": 0.5}), None, as_it_is),
+    "Global": (budgets.Global(), everything, as_it_is),
     "PerLayer": (
         budgets.PerLayer(),
         by(lambda path: path.rpartition("/")[0] or path),
-        dict,
+        as_it_is,
     ),
-    "PerNeuron": (budgets.PerNeuron(), columns, dict),
-    "PerTensor": (budgets.PerTensor(), by(lambda path: path), dict),
-    "Relative": (budgets.Relative(30.0, 0.75), everything, relative(30.0, 0.75)),
+    "PerNeuron": (budgets.PerNeuron(), columns, as_it_is),
+    "PerTensor": (budgets.PerTensor(), by(lambda path: path), as_it_is),
+    "Relative": (budgets.Relative(30.0), everything, relative(30.0)),
 }
 DIVIDING = [name for name, (_, pools, _) in BUDGETS.items() if pools]
 FRACTIONS = [0.004, 0.05, 0.13, 1 / 3, 0.5, 0.97, 1.0]
@@ -133,9 +138,9 @@ def test_selects_what_the_reference_selects(name, kind):
                 SparseMask.from_scores(scores, fraction, budget=budget)
             continue
         mask = SparseMask.from_scores(scores, fraction, budget=budget)
-        assert members(mask) == reference(ranked(scores), pools(scores), count), (
-            fraction
-        )
+        assert members(mask) == reference(
+            ranked(scores, count), pools(scores), count
+        ), fraction
         assert mask.count == count
 
 
@@ -157,7 +162,7 @@ def test_the_total_is_the_floor(shapes, fraction, seed):
             assert "too small" in str(error) or "are equal" in str(error)
             continue
         count = math.floor(fraction * size)
-        assert members(mask) == reference(ranked(scores), pools(scores), count)
+        assert members(mask) == reference(ranked(scores, count), pools(scores), count)
 
 
 def test_pools_larger_than_what_is_looked_at_together():
@@ -167,7 +172,8 @@ def test_pools_larger_than_what_is_looked_at_together():
     for name in ("PerNeuron", "PerTensor"):
         budget, pools, ranked = BUDGETS[name]
         mask = SparseMask.from_scores(scores, 1e-4, budget=budget)
-        assert members(mask) == reference(ranked(scores), pools(scores), mask.count)
+        count = mask.count
+        assert members(mask) == reference(ranked(scores, count), pools(scores), count)
         assert mask.count == math.floor(1e-4 * (5 * (1 << 16) + 3))
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 # Files whose few tests take long: at the end, one process would wait for the other.
 LONG = ("test_docs.py", "examples", "benchmarks", "reliability", "test_quantized.py")
 

@@ -43,13 +43,10 @@ class Photographs(Suite):
     def problem(self, task, seed, head):
         """Return the task with a new head, which competes or not."""
         task, weights = self.task(task)
-        kernel, bias = weights[-2:]
-        new = task.head_start(seed)
-        new_head = [new[: kernel.size].reshape(kernel.shape), new[kernel.size :]]
         order = np.random.default_rng(seed).permutation(len(task.train[1]))
         return Problem(
             task.network.model,
-            [*weights[:-2], *new_head],
+            [*weights[:-2], *task.start(seed)[-2:]],
             tuple(array[order] for array in task.train),
             task.validation,
             task.test,

@@ -51,13 +51,6 @@ RULES = {
         _STAGE_1,
         starts_at_end=True,
     ),
-    "BayesTune, relative, goes on": Rule(
-        "scale",
-        "both: relative scores, and stage 2 starts from the end of stage 1",
-        _STAGE_1,
-        budgets.Relative(),
-        starts_at_end=True,
-    ),
     "movement, Adam": Rule(
         "movement, Adam",
         "distance from the pre-trained value after full fine-tuning by Adam "

@@ -156,17 +156,8 @@ def fisher(task, settings, seeds):
     model = task.network.model
     before, found = model.get_weights(), []
     for seed in seeds:
-        begin = time.perf_counter()
         model.set_weights([*before[:-2], *task.start(seed)[-2:]])
-        scores = rule.scores(
-            model,
-            task.train,
-            task.network.loss,
-            batch_size=settings.batch_size,
-            exclude=HEAD,
-        )
-        seconds = time.perf_counter() - begin
-        found.append(Found(scores, None, settings.selection_steps, seconds))
+        found.append(_selected(rule, task, settings, settings.selection_steps))
     model.set_weights(before)
     return {"Fisher": found}
 
@@ -175,20 +166,21 @@ def of_selector(name: str, new: Callable[[int], selectors.Selector]) -> Sources:
     """A selector of the library that takes no gradient."""
 
     def find(task, settings, seeds):
-        found = []
-        for seed in seeds:
-            start = time.perf_counter()
-            scores = new(seed).scores(
-                task.network.model,
-                task.train,
-                task.network.loss,
-                batch_size=settings.batch_size,
-                exclude=HEAD,
-            )
-            found.append(Found(scores, None, 0, time.perf_counter() - start))
-        return {name: found}
+        return {name: [_selected(new(seed), task, settings, 0) for seed in seeds]}
 
     return find
+
+
+def _selected(rule: selectors.Selector, task, settings, steps: int) -> Found:
+    start = time.perf_counter()
+    scores = rule.scores(
+        task.network.model,
+        task.train,
+        task.network.loss,
+        batch_size=settings.batch_size,
+        exclude=HEAD,
+    )
+    return Found(scores, None, steps, time.perf_counter() - start)
 
 
 def train(task, settings, seeds, new, scores, steps=None, heads=None):

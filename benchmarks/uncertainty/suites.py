@@ -1,11 +1,10 @@
 """The suites, with what happens to their test data."""
 
-import keras
 import numpy as np
 
 from benchmarks.quality.digits import Digits
 from benchmarks.quality.photographs import Photographs
-from benchmarks.quality.text import Text
+from benchmarks.quality.text import Text, first
 from benchmarks.uncertainty import shift
 from keras_bayestune.uncertainty.laplace_approximation import EFFECTIVE_SIZES
 
@@ -45,9 +44,9 @@ class Few:
     def problem(self, task, seed, head):
         """Return the task with few labels."""
         problem = super().problem(task, seed, head)
-        problem.train = _first(self.most_train, problem.train)
-        problem.validation = _first(self.most_validation, problem.validation)
-        problem.test = _first(self.most_test, problem.test)
+        problem.train = first(self.most_train, problem.train)
+        problem.validation = first(self.most_validation, problem.validation)
+        problem.test = first(self.most_test, problem.test)
         return problem
 
 
@@ -66,7 +65,7 @@ class ShortText(Few, Text):
 
     def out_of_distribution(self, task, test):
         """Return sentences, or pairs, of another task."""
-        return _first(self.most_test, self.data(self.others[task])[2])[0]
+        return first(self.most_test, self.data(self.others[task])[2])[0]
 
 
 class Flowers(Few, Photographs):
@@ -85,17 +84,12 @@ class Flowers(Few, Photographs):
 
     def out_of_distribution(self, task, test):
         """Return traffic signs, as large."""
-        signs = self.task("gtsrb")[0].test[0][: self.most_test]
+        signs = self.task("gtsrb")[0].test[0]
         return _bytes(shift.enlarged(signs, test[0].shape[1] / signs.shape[1]))
 
 
 def _bytes(pixels):
     return np.round(pixels).astype("uint8")
-
-
-def _first(rows, data):
-    x, y = data
-    return keras.tree.map_structure(lambda a: np.asarray(a)[:rows], x), y[:rows]
 
 
 SUITES = {suite.name: suite for suite in (ShiftedDigits, ShortText, Flowers)}

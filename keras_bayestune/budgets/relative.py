@@ -12,11 +12,11 @@ from keras_bayestune.selection import Ranking, Subset, to_numpy
 class Relative(Budget):
     r"""All scalars compete, each by its score over the cut of its variable.
 
-    Between `PerTensor`, which it is for `strength=0`, and `Global`, which it is for a
-    large one: a large weight is read against itself, and a small one, whose own cut
-    says little, against the whole. With `n_j` scalars in variable j, `q_j` the score
-    at which a fraction p of them is selected, q the same of all together, and
-    nu = `strength`:
+    Between `PerTensor`, which it is for `strength=0` but for the rounding of shares,
+    and `Global`, which it is for a large one: a large weight is read against itself,
+    and a small one, whose own cut says little, against the whole. With `n_j` scalars
+    in variable j, `q_j` the score at which a fraction p of them is selected, q the
+    same of all together, and nu = `strength`:
 
         score / t_j        t_j = (nu q + n_j q_j) / (nu + n_j)
 

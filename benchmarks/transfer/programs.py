@@ -64,7 +64,7 @@ class Whole:
     def train(self, runs: Sequence[Run]) -> Iterator[tuple[list, list]]:
         """Yield weights and optimizer state of each run at its end."""
         for chunk, count in chunks(runs, self.together):
-            carry = [r.start for r in chunk], [r.state for r in chunk]
+            carry = _stack([r.start for r in chunk]), _stack([r.state for r in chunk])
             end = _loop(self._step, (self.fixed, *self.data), carry, chunk)
             for i in range(count):
                 yield jax.tree.map(lambda array, i=i: np.asarray(array[i]), end)
@@ -73,8 +73,9 @@ class Whole:
 class Selected:
     """Trains selected scalars by Adam, all others at the model's own values: stage 2.
 
-    The scalars of a run are one vector, its place in the model mapped data, so that
-    masks of one size share a program. The update is that of
+    The places of a run's scalars are mapped data, so that masks of one size share a
+    program: each weight has a window as wide as any run needs, filled up with places
+    behind its end, which are never read or written. The update is that of
     `SparseOptimizer(Adam(global_clipnorm=1.0))`; a test compares the two.
 
     Args:
@@ -93,62 +94,104 @@ class Selected:
     ):
         self.network = network
         self.together = max(1, min(together, LARGEST // count))
-        self.fixed = network.fixed()
         self.base = [jnp.asarray(w) for w in network.weights()]
-        self.data = jax.tree.map(jnp.asarray, data)
-        adam = keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
-        adam.build([keras.Variable(np.zeros(count, "float32"))])
-        self._state = [np.asarray(v.value) for v in adam.variables]
-        place = _place_of_rate(adam)
-
-        def weights_of(base, vector, indices):
-            flat = network.flat(base)
-            return network.unflat(flat.at[indices].set(vector, unique_indices=True))
-
-        def step(carry, base, fixed, x, y, rows, rate):
-            vector, state, indices = carry
-            found = network.gradients(
-                weights_of(base, vector, indices), fixed, take(x, rows), y[rows]
-            )
-            state = [*state[:place], rate, *state[place + 1 :]]
-            chosen = network.flat(found)[indices]
-            (vector,), state = adam.stateless_apply(state, [chosen], [vector])
-            return vector, state, indices
-
-        def outputs(carry, base, fixed, x):
-            vector, indices = carry
-            return network.outputs(weights_of(base, vector, indices), fixed, x)
-
-        axes = 0, None, None, None, None, 0, 0
-        self._step = jax.jit(jax.vmap(step, axes), donate_argnums=0)
-        self._outputs = jax.jit(jax.vmap(outputs, (0, None, None, None)))
+        self.data = jax.tree.map(jnp.asarray, (network.fixed(), *data))
+        self._ends = np.cumsum([0, *network.sizes])
+        self._windows = np.zeros(len(network.sizes), int)
+        outputs = jax.vmap(network.outputs, (0, None, None))
+        self._outputs = jax.jit(outputs)
 
     def train(
         self, runs: Sequence[Run], held_out: Sequence[Inputs], size: int = 50
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray], float]]:
         """Yield each run's trained scalars, its outputs for `held_out`, and seconds."""
+        self._widen(runs)
         for chunk, count in chunks(runs, self.together):
             begin = time.perf_counter()
-            starts = [r.start for r in chunk]
-            places = [r.state for r in chunk]
-            carry = starts, [self._state] * len(chunk), places
-            shared = self.base, self.fixed, *self.data
-            vector, _, indices = _loop(self._step, shared, carry, chunk)
-            found = [self._predict(vector, indices, x, size) for x in held_out]
-            vector = np.asarray(vector)
+            places = [self._places(run.state) for run in chunk]
+            vectors = [self._vector(run) for run in chunk]
+            places, vectors = _stack(places), _stack(vectors)
+            weights = self._start(self.base, places, vectors)
+            states = _stack([self._state] * len(chunk))
+            shared = places, *self.data
+            carry = weights, vectors, states
+            weights, vectors, _ = _loop(self._step, shared, carry, chunk)
+            found = [self._predict(weights, x, size) for x in held_out]
+            vectors = np.asarray(vectors)
             seconds = round((time.perf_counter() - begin) / count, 2)
             for i in range(count):
-                yield vector[i], [outputs[i] for outputs in found], seconds
+                inside = np.concatenate(self._places(chunk[i].state)) < self._behind
+                yield vectors[i][inside], [outputs[i] for outputs in found], seconds
 
-    def _predict(self, vector, indices, x: Inputs, size: int) -> np.ndarray:
+    def _widen(self, runs: Sequence[Run]) -> None:
+        """Make the windows wide enough; a new width is a new compilation."""
+        counts = [np.diff(np.searchsorted(run.state, self._ends)) for run in runs]
+        windows = np.max([self._windows, *counts], axis=0)
+        if (windows > self._windows).any():
+            self._windows = windows
+            self._behind = np.repeat(self.network.sizes, windows)
+            self._compile()
+
+    def _places(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Return the places within each weight, ascending, as many as its window."""
+        bounds = np.searchsorted(indices, self._ends)
+        found = []
+        for i, (size, window) in enumerate(
+            zip(self.network.sizes, self._windows, strict=True)
+        ):
+            inside = indices[bounds[i] : bounds[i + 1]] - self._ends[i]
+            behind = size + np.arange(window - len(inside))
+            found.append(np.concatenate([inside, behind]).astype("int32"))
+        return found
+
+    def _vector(self, run: Run) -> np.ndarray:
+        """Return the values of the windows in a row, 0 behind the ends."""
+        vector = np.zeros(self._windows.sum(), "float32")
+        vector[np.concatenate(self._places(run.state)) < self._behind] = run.start
+        return vector
+
+    def _compile(self) -> None:
+        network, cuts = self.network, np.cumsum(self._windows)[:-1]
+        adam = keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
+        adam.build([keras.Variable(np.zeros(self._windows.sum(), "float32"))])
+        self._state = [np.asarray(v.value) for v in adam.variables]
+        place = _place_of_rate(adam)
+        kept = {"unique_indices": True, "indices_are_sorted": True}
+
+        def put(weights, places, vector):
+            return [
+                w.ravel().at[p].set(part, mode="drop", **kept).reshape(w.shape)
+                if p.size
+                else w
+                for w, p, part in zip(
+                    weights, places, jnp.split(vector, cuts), strict=True
+                )
+            ]
+
+        def step(carry, places, fixed, x, y, rows, rate):
+            weights, vector, state = carry
+            found = network.gradients(weights, fixed, take(x, rows), y[rows])
+            chosen = [
+                g.ravel().at[p].get(mode="fill", fill_value=0, **kept)
+                for g, p in zip(found, places, strict=True)
+            ]
+            state = [*state[:place], rate, *state[place + 1 :]]
+            (vector,), state = adam.stateless_apply(
+                state, [jnp.concatenate(chosen)], [vector]
+            )
+            return put(weights, places, vector), vector, state
+
+        self._start = jax.jit(jax.vmap(put, (None, 0, 0)))
+        axes = 0, 0, None, None, None, 0, 0
+        self._step = jax.jit(jax.vmap(step, axes), donate_argnums=0)
+
+    def _predict(self, weights: Arrays, x: Inputs, size: int) -> np.ndarray:
         rows = len(jax.tree.leaves(x)[0])
         pieces = []
         for first in range(0, rows, size):
             # The last piece is filled up, for one compilation.
             piece = np.minimum(np.arange(first, first + size), rows - 1)
-            found = self._outputs(
-                (vector, indices), self.base, self.fixed, take(x, piece)
-            )
+            found = self._outputs(weights, self.data[0], take(x, piece))
             pieces.append(np.asarray(found)[:, : rows - first])
         return np.concatenate(pieces, axis=1)
 
@@ -167,9 +210,12 @@ def chunks(runs: Sequence[Run], together: int) -> Iterator[tuple[list[Run], int]
         yield chunk + [chunk[-1]] * (size - count), count
 
 
+def _stack(parts: Sequence[Arrays]) -> Arrays:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *parts)
+
+
 def _loop(step, shared: Arrays, carry: Any, chunk: Sequence[Run]) -> Any:
     """Run all steps, from Python: XLA's loops are slow with convolutions on a CPU."""
-    carry = tuple(jax.tree.map(lambda *a: jnp.stack(a), *part) for part in carry)
     order = jnp.asarray(np.stack([run.order for run in chunk], 1))
     rates = jnp.asarray(np.stack([run.rates for run in chunk], 1))
     for i in range(len(order)):

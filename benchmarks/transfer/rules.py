@@ -27,29 +27,28 @@ class Rule:
     meaning: str
     source: Sources | None = None  # `None`: it has no mask
     budget: budgets.Budget = budgets.Global()
-    starts_at_end: bool = False  # stage 2 goes on from the end of stage 1
+    starts_at_end: bool = False  # stage 2, from the last values of what is selected
 
 
 _STAGE_1 = bayestune("scale")
-_WARMED = at_anchors(warm=True)
+_WARMED, _NEW_HEAD = at_anchors(warm=True), at_anchors(warm=False)
 _MAGNITUDE = of_selector("magnitude", lambda _: selectors.Magnitude())
 _LOCAL = budgets.PerTensor()
 RULES = {
-    OURS: Rule("scale", "the library's defaults", _STAGE_1),
-    "BayesTune, per tensor": Rule(
-        "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
-    ),
+    OURS: Rule("scale", "the library's defaults", _STAGE_1, starts_at_end=True),
     "BayesTune, relative": Rule(
         "scale",
         "scores read against the cut of their tensor, pulled to that of all",
         _STAGE_1,
         budgets.Relative(),
-    ),
-    "BayesTune, goes on": Rule(
-        "scale",
-        "stage 2 starts from the end of stage 1 in the selected scalars",
-        _STAGE_1,
         starts_at_end=True,
+    ),
+    "BayesTune, anchors": Rule(
+        "scale", "stage 2 starts from the pre-trained values", _STAGE_1
+    ),
+    "BayesTune, anchors, relative": Rule("scale", "both", _STAGE_1, budgets.Relative()),
+    "BayesTune, anchors, per tensor": Rule(
+        "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
     ),
     "movement, Adam": Rule(
         "movement, Adam",
@@ -75,7 +74,7 @@ RULES = {
         _WARMED,
     ),
     "gradient sum, new head": Rule(
-        "gradient sum, new head", "the same with the head as new", at_anchors(False)
+        "gradient sum, new head", "the same with the head as new", _NEW_HEAD
     ),
     "gradient per neuron": Rule(
         "gradient sum",
@@ -83,12 +82,24 @@ RULES = {
         _WARMED,
         budgets.PerNeuron(),
     ),
+    "gradient per neuron, new head": Rule(
+        "gradient sum, new head",
+        "the same with the head as new",
+        _NEW_HEAD,
+        budgets.PerNeuron(),
+    ),
     "SNIP": Rule("SNIP", "|weight x summed gradient|, the head warmed up", _WARMED),
+    "SNIP, new head": Rule(
+        "SNIP, new head", "the same with the head as new", _NEW_HEAD
+    ),
     "Fisher": Rule(
         "Fisher",
         "sum of squared gradients of single examples, the head warmed up "
         "(FISH, NeurIPS 2021)",
-        fisher,
+        fisher(warm=True),
+    ),
+    "Fisher, new head": Rule(
+        "Fisher", "the same with the head as new", fisher(warm=False)
     ),
     "low-rank magnitude": Rule(
         "low-rank magnitude",

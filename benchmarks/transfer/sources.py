@@ -146,20 +146,25 @@ def at_anchors(warm: bool) -> Sources:
     return find
 
 
-def fisher(task, settings, seeds):
-    """Squared gradients of single examples, the head warmed up: the library's rule.
+def fisher(warm: bool) -> Sources:
+    """Squared gradients of single examples, the head warmed up or new.
 
-    One example costs as much as its share of a batch.
+    The library's rule. One example costs as much as its share of a batch.
     """
-    examples = settings.batch_size * (settings.selection_steps - settings.head_steps)
-    rule = selectors.Fisher(examples, head_steps=settings.head_steps)
-    model = task.network.model
-    before, found = model.get_weights(), []
-    for seed in seeds:
-        model.set_weights([*before[:-2], *task.start(seed)[-2:]])
-        found.append(_selected(rule, task, settings, settings.selection_steps))
-    model.set_weights(before)
-    return {"Fisher": found}
+
+    def find(task, settings, seeds):
+        head_steps = settings.head_steps if warm else 0
+        examples = settings.batch_size * (settings.selection_steps - head_steps)
+        rule = selectors.Fisher(examples, head_steps=head_steps)
+        model = task.network.model
+        before, found = model.get_weights(), []
+        for seed in seeds:
+            model.set_weights([*before[:-2], *task.start(seed)[-2:]])
+            found.append(_selected(rule, task, settings, settings.selection_steps))
+        model.set_weights(before)
+        return {"Fisher": found}
+
+    return find
 
 
 def of_selector(name: str, new: Callable[[int], selectors.Selector]) -> Sources:

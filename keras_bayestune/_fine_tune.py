@@ -12,6 +12,7 @@ from keras_bayestune import budgets
 from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.stage_two_start import (
+    OF_A_DELTA,
     LastWeights,
     check_start,
     give_to_selected,
@@ -176,7 +177,7 @@ def fine_tune(
     batch_size = check_steps("batch_size", batch_size)
     steps_per_epoch = check_steps("steps_per_epoch", steps_per_epoch)
     check_callbacks(stage_2_callbacks)
-    check_start(stage_2_start, ("anchors", "last values"))
+    check_start(stage_2_start, OF_A_DELTA)
     if finetune_optimizer is not None:
         check_inner("finetune_optimizer", finetune_optimizer)
     _check_model(model, loss)

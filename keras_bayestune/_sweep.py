@@ -9,6 +9,13 @@ import numpy as np
 
 from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.callbacks.compact_training import CompactTraining
+from keras_bayestune.callbacks.stage_two_start import (
+    OF_A_DELTA,
+    LastWeights,
+    check_start,
+    give_to_selected,
+    selected_values,
+)
 from keras_bayestune.default_selector import checked_selector, default_exclude
 from keras_bayestune.deltas import SparseDelta, base_values
 from keras_bayestune.masks import SparseMask
@@ -46,15 +53,17 @@ def sweep(
     class_weight: Mapping[int, float] | None = None,
     steps_per_epoch: int | None = None,
     exclude: Sequence[str] | None = None,
+    stage_2_start: str = "anchors",
     verbose: int = 1,
     seed: int = 0,
 ) -> Sweep:
     """Try fractions and learning rates of stage 2, after one stage 1.
 
-    Every pair is a run from the model's present weights, in the same order of the
-    data. Beside them, at every learning rate, train the head alone (the variables
-    that do not compete), and all weights. The model is afterwards as it was;
-    `result.best.delta.apply(model)` gives it what the best run learned.
+    Every pair is a run from the model's present weights, unless `stage_2_start` says
+    otherwise, in the same order of the data. Beside them, at every learning rate, train
+    the head alone (the variables that do not compete), and all weights. The model is
+    afterwards as it was; `result.best.delta.apply(model)` gives it what the best run
+    learned.
 
     The costs: one stage 1, and `len(fractions) + 1` runs of stage 2 for each learning
     rate, with one to compile each, and those of full fine-tuning.
@@ -83,6 +92,7 @@ def sweep(
         class_weight: As in `fine_tune`.
         steps_per_epoch: As in `fine_tune`.
         exclude: As in `fine_tune`.
+        stage_2_start: As in `fine_tune`.
         verbose: 1 prints a line for each run, 0 nothing.
         seed: Set before stage 1 and before every run, as Keras's global seed.
 
@@ -119,6 +129,7 @@ def sweep(
         raise ValueError(f"`mode` must be 'min' or 'max'. Received: {mode!r}.")
     check_integer("finetune_epochs", finetune_epochs, 1)
     check_integer("seed", seed, 0)
+    check_start(stage_2_start, OF_A_DELTA)
     batch_size = check_steps("batch_size", batch_size)
     check_read_twice(train)
     if validation_split and validation_data is None:
@@ -139,7 +150,10 @@ def sweep(
         "class_weight": class_weight,
         "steps_per_epoch": steps_per_epoch,
     }
-    history = keras.callbacks.History()
+    history, last = keras.callbacks.History(), LastWeights()
+    watching: list[keras.callbacks.Callback] = [history]
+    if stage_2_start == "last values":
+        watching.append(last)
     keras.utils.set_random_seed(seed)
     scores = selector.scores(
         model,
@@ -147,7 +161,7 @@ def sweep(
         loss,
         batch_size=batch_size,
         exclude=exclude,
-        callbacks=[history],
+        callbacks=watching,
         **passes,
     )
     competing, head = _masks_without_fraction(model, scores)
@@ -160,6 +174,9 @@ def sweep(
         inner = (optimizer or keras.optimizers.Adam)(rate)
         with weights_restored(model):
             with strategy_scope(model):
+                if method == SELECTED:
+                    start = selected_values(model, mask, last.values)
+                    give_to_selected(model, mask, start)
                 beside = companion(model, loss, training=True)
                 beside.compile(
                     inner if mask is None else SparseOptimizer(inner, mask),

@@ -6,6 +6,12 @@ import keras
 import numpy as np
 
 from keras_bayestune.budgets import Budget
+from keras_bayestune.callbacks.stage_two_start import (
+    OF_A_DELTA,
+    check_start,
+    give_to_selected,
+    selected_values,
+)
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.optimizers import BayesTuneSGLD, SparseOptimizer
 from keras_bayestune.paths import variables_by_path
@@ -20,13 +26,15 @@ def switch(
     fraction: float | str | None = None,
     threshold: float | None = None,
     budget: Budget | None = None,
+    stage_2_start: str = "anchors",
 ) -> SparseOptimizer:
     """End stage 1 of a custom loop: select, restore, and return stage 2's optimizer.
 
     Weights under a prior and statistics, such as those of batch normalisation, get
     their values of `base` back; a fresh head keeps what it learned, and is in the mask
-    as a whole. `SparseMaskCallback` does the same within `fit`. Afterwards
-    `SparseDelta.from_model(model, mask=stage_2.mask, base=base)` is the delta.
+    as a whole. `SparseMaskCallback` does the same within `fit`.
+    Afterwards `SparseDelta.from_model(model, mask=stage_2.mask, base=base)` is the
+    delta.
 
     Args:
         model: The model, its variables as the loop left them (in JAX, assigned).
@@ -37,6 +45,8 @@ def switch(
             given.
         threshold: As in `SparseMask.from_scores`.
         budget: As in `SparseMask.from_scores`.
+        stage_2_start: "anchors": the selected scalars, too, get their values of `base`
+            back. "last values": they stay where the loop left them.
 
     Raises:
         TypeError: if `optimizer` is not a `BayesTuneSGLD`.
@@ -63,6 +73,7 @@ def switch(
             "`optimizer` must be the BayesTuneSGLD of stage 1. Received: "
             f"{type(optimizer).__name__}."
         )
+    check_start(stage_2_start, OF_A_DELTA)
     if fraction is None and threshold is None:
         fraction = 0.005
     scores = optimizer.posterior_scales()
@@ -86,7 +97,9 @@ def switch(
             "base_values(model) of this very model before the loop."
         )
     stage_two = SparseOptimizer(finetune_optimizer, mask)
+    last = selected_values(model, mask) if stage_2_start == "last values" else {}
     for path, variable in restored.items():
         variable.assign(base[path])
+    give_to_selected(model, mask, last)
     stage_two.build(model.trainable_variables)
     return stage_two

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_bayestune import SparseDelta, fine_tune, sweep
-from keras_bayestune.selectors import Magnitude, Random
+from keras_bayestune.selectors import Magnitude, Movement, Random
 from tests.contracts.tiny import bits, new_data, new_model
 
 QUICK = {
@@ -84,6 +84,38 @@ def test_a_sweep(capsys):
     assert axes.get_ylabel() == "Validation loss"
     assert [line.get_linestyle() for line in axes.lines].count("--") == 2
     plt.close(axes.figure)
+
+
+@pytest.mark.parametrize("start", [{}, {"stage_2_start": "last values"}])
+def test_runs_start_where_those_of_fine_tune_do(start):
+    def movement():
+        return Movement(keras.optimizers.SGD(0.3), epochs=2)
+
+    model, (x, y) = new_model("sgd"), new_data()
+    arguments = {**QUICK, **start, "selector": movement(), "seed": 0}
+    result = sweep(
+        model,
+        (x[:15], y[:15]),
+        fractions=[0.2, 0.5],
+        learning_rates=[1e-2],
+        full_learning_rates=(),
+        validation_data=(x[15:], y[15:]),
+        **arguments,
+    )
+    run = result.runs[1]
+    assert run.fraction == 0.5
+    arguments["selector"] = movement()
+    again = fine_tune(
+        model,
+        (x[:15], y[:15]),
+        fraction=0.5,
+        finetune_optimizer=keras.optimizers.Adam(1e-2),
+        **arguments,
+    )
+    assert again.delta.variables.keys() == run.delta.variables.keys()
+    for path, one in again.delta.variables.items():
+        two = run.delta.variables[path].values
+        np.testing.assert_allclose(one.values, two, atol=1e-6)
 
 
 def test_what_is_to_be_large():

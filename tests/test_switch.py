@@ -15,7 +15,8 @@ def new_model():
     return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
 
 
-def test_a_loop_of_ones_own_ends_in_a_delta():
+@pytest.mark.parametrize("start", [{}, {"stage_2_start": "last values"}])
+def test_a_loop_of_ones_own_ends_in_a_delta(start):
     model = new_model()
     base = base_values(model)
     exclude = ["norm", "head"]
@@ -46,13 +47,19 @@ def test_a_loop_of_ones_own_ends_in_a_delta():
         switch(model, stage_1, bodies, adam, fraction=0.2)
     np.testing.assert_equal(base_values(model), moved)
 
-    stage_2 = switch(model, stage_1, base, adam, fraction=0.2)
+    with pytest.raises(ValueError, match="must be one of 'anchors', 'last values'"):
+        switch(model, stage_1, base, adam, stage_2_start="last state")
+    stage_2 = switch(model, stage_1, base, adam, fraction=0.2, **start)
     now = base_values(model)
     whole = {path for path in base if path in stage_2.mask.always}
     assert len(whole) == 4  # gamma and beta, and the head
     for path in base:
-        same = np.array_equal(now[path], base[path])
-        assert same == (path not in whole), path
+        learns = path in whole or start
+        kept = stage_2.mask.indices.get(path, []) if learns else []
+        expected = base[path].copy()
+        expected.flat[kept] = moved[path].flat[kept]
+        np.testing.assert_array_equal(now[path], expected, path)
+        assert (now[path].flat[kept] != base[path].flat[kept]).all()
     assert stage_2.mask.count == 5 + 10 + 12
     step(stage_2)
     delta = SparseDelta.from_model(model, mask=stage_2.mask, base=base)

@@ -97,7 +97,7 @@ class Masks:
 
     def start(self, cell: Cell, model: keras.Model, mask: kbt.SparseMask) -> None:
         """Give the selected scalars their last values, if the method is to."""
-        if cell.method == methods.LAST_VALUES:
+        if methods.form(cell.method)[1]:
             values = self._place(cell, cell.method) / f"{cell.fraction}.values"
             give_to_selected(model, mask, load_file(values))
 
@@ -128,13 +128,13 @@ class Masks:
                 mask = kbt.SparseMask.from_scores(scores, threshold=0.5, always=head)
                 mask.save(place / self._name(None))
             else:
+                budget, goes_on = methods.form(method)
                 for p in self.suite.fractions:
-                    budget = methods.BUDGETS.get(method)
                     mask = kbt.SparseMask.from_scores(
                         scores, p, budget=budget, always=head
                     )
                     mask.save(place / self._name(p))
-                    if method == methods.LAST_VALUES:
+                    if goes_on:
                         values = selected_values(problem.model, mask, last.values)
                         save_file(values, place / f"{p}.values")
             with replacing(place / "seconds.json") as temporary:

@@ -152,24 +152,30 @@ VARIANTS = {
     "BayesTune, joint Langevin": {"sampler": JointLangevin()},
     "BayesTune, authors' code": {"sampler": Authors()},
 }
-# BayesTune's scores under another budget.
-BUDGETS = {
-    "BayesTune, per tensor": budgets.PerTensor(),
-    "BayesTune, per neuron": budgets.PerNeuron(),
-    "BayesTune, relative": budgets.Relative(),
-    "BayesTune, relative, strength 1e4": budgets.Relative(1e4),
+# What becomes of BayesTune's scores: by which budget they select, and whether stage 2
+# starts from the last values of what is selected.
+FORMS = {
+    OURS: (budgets.Global(), False),
+    "BayesTune, last values": (budgets.Global(), True),
+    "BayesTune, relative": (budgets.Relative(), False),
+    "BayesTune, relative, last values": (budgets.Relative(), True),
+    "BayesTune, per tensor": (budgets.PerTensor(), False),
+    "BayesTune, per neuron": (budgets.PerNeuron(), False),
 }
-# The default, with stage 2 from the last values of what is selected.
-LAST_VALUES = "BayesTune, last values"
 
 
-def by_budget(suite, problem, seed):
-    return dict.fromkeys([*BUDGETS, LAST_VALUES], scale(suite, problem, seed))
+def form(method):
+    """Return budget and start of stage 2 of a method: the defaults of most."""
+    return FORMS.get(method, FORMS[OURS])
+
+
+def forms(suite, problem, seed):
+    return dict.fromkeys(FORMS, scale(suite, problem, seed))
 
 
 # What one selection run serves, by method.
 SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
-    OURS: bayestune(OURS),
+    **dict.fromkeys(FORMS, forms),
     "random": random,
     "Fisher": fisher,
     "gradient sum": gradient_sum,
@@ -180,9 +186,8 @@ SELECTIONS: dict[str, Callable[[Suite, Problem, int], dict[str, Scores]]] = {
     BITFIT: bitfit,
     UNBAYESIAN: movement(UNBAYESIAN, PartiallyAdaptiveMetric()),
     **{name: bayestune(name, **changed) for name, changed in VARIANTS.items()},
-    **dict.fromkeys([*BUDGETS, LAST_VALUES], by_budget),
 }
-METHODS = (OURS, "random", FULL, HEAD_ONLY, LORA, *list(SELECTIONS)[2:])
+METHODS = (*SELECTIONS, FULL, HEAD_ONLY, LORA)
 
 
 def rows(problem: Problem) -> int:

@@ -35,20 +35,28 @@ _WARMED, _NEW_HEAD = at_anchors(warm=True), at_anchors(warm=False)
 _MAGNITUDE = of_selector("magnitude", lambda _: selectors.Magnitude())
 _LOCAL = budgets.PerTensor()
 RULES = {
-    OURS: Rule("scale", "the library's defaults", _STAGE_1, starts_at_end=True),
+    OURS: Rule("scale", "the library's defaults", _STAGE_1),
+    "BayesTune, last values": Rule(
+        "scale",
+        "stage 2 starts from the last values of the selected scalars",
+        _STAGE_1,
+        starts_at_end=True,
+    ),
+    "BayesTune, per tensor": Rule(
+        "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
+    ),
     "BayesTune, relative": Rule(
         "scale",
         "scores read against the cut of their tensor, pulled to that of all",
         _STAGE_1,
         budgets.Relative(),
+    ),
+    "BayesTune, relative, last values": Rule(
+        "scale",
+        "the same, and from the last values",
+        _STAGE_1,
+        budgets.Relative(),
         starts_at_end=True,
-    ),
-    "BayesTune, anchors": Rule(
-        "scale", "stage 2 starts from the pre-trained values", _STAGE_1
-    ),
-    "BayesTune, anchors, relative": Rule("scale", "both", _STAGE_1, budgets.Relative()),
-    "BayesTune, anchors, per tensor": Rule(
-        "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
     ),
     "movement, Adam": Rule(
         "movement, Adam",

@@ -16,6 +16,7 @@ STARTS = {
     "last values": "the pre-trained ones, at the selected scalars the last of stage 1",
     "last state": "the last ones of stage 1",
 }
+OF_A_DELTA = "anchors", "last values"  # where what is not selected is as pre-trained
 
 
 def check_start(start: str, allowed: tuple[str, ...] = tuple(STARTS)) -> str:

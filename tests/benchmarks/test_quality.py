@@ -96,14 +96,14 @@ def test_a_finished_cell_is_not_run_again(finished, monkeypatch, capsys):
 
 
 def test_budgets_and_last_values_share_one_selection(tmp_path):
-    chosen = [methods.LAST_VALUES, "BayesTune, per tensor"]
+    chosen = ["BayesTune, last values", "BayesTune, per tensor"]
     arguments = ["--tasks", "turned", "--fractions", "0.02", "--methods", *chosen]
     run(tmp_path, *arguments)
     found = {c.method: r["trained scalars"] for c, r in records(tmp_path).items()}
     assert found == dict.fromkeys(chosen, HEAD + int(0.02 * BACKBONE))
-    folders = list((tmp_path / "digits-20-20" / "masks").iterdir())
-    assert len(folders) == len(methods.BUDGETS) + 1
-    [values] = (tmp_path / "digits-20-20" / "masks").glob("*/0.02.values")
+    masks = tmp_path / "digits-20-20" / "masks"
+    assert len(list(masks.iterdir())) == len(methods.FORMS)
+    [values] = masks.glob("*BayesTune-last*/0.02.values")
     mask = kbt.SparseMask.load(values.with_name("0.02.safetensors"))
     last = cells.load_file(values)
     assert {p: len(v) for p, v in last.items()} == {

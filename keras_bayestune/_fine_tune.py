@@ -33,6 +33,7 @@ from keras_bayestune.rehearsal import (
 )
 from keras_bayestune.selectors import Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments, split
+from keras_bayestune.selectors.selector import scored_variables
 from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.updates.replicas import strategy_scope
 
@@ -99,13 +100,13 @@ def fine_tune(
 
     Kim & Hospedales, "BayesTune", NeurIPS 2023, algorithm 1, with any rule in stage 1:
     `selector` scores every scalar and the largest scores become the mask; then the
-    model, every weight as it was before, trains with `SparseOptimizer(
-    finetune_optimizer, mask)`. Variables that do not compete train as a whole, from
-    where they started. The model ends up tuned, and compiled for more of the same; it
-    can be saved, loaded and trained on.
+    model, every weight that competes as it was before, trains with `SparseOptimizer(
+    finetune_optimizer, mask)`. Variables that do not compete, such as a new head, train
+    as a whole and keep what they learned in stage 1, if the selector trains. The model
+    ends up tuned, and compiled for more of the same; it can be saved, loaded and
+    trained on.
 
-    `SparseMaskCallback` does the same within one `fit`, with BayesTune only, and lets
-    those variables keep what they learned in stage 1.
+    `SparseMaskCallback` does the same within one `fit`, with BayesTune only.
 
     Args:
         model: A built Keras model or KerasHub task.
@@ -138,11 +139,10 @@ def fine_tune(
             (`re.search`) does not compete. `None`: all that lies outside the backbone
             of a KerasHub task, unless a `WithPrior` says what competes.
         stage_2_callbacks: Keras callbacks for stage 2.
-        stage_2_start: "anchors": all weights begin stage 2 where they began stage 1.
-            "last values": the selected scalars, those of variables that train as a
-            whole included, begin it where the selector's last pass left them, if it
-            trains; all others at the anchors. Stage 1 ends with a second copy of the
-            weights in host memory then.
+        stage_2_start: "anchors": all that competes begins stage 2 where it began stage
+            1. "last values": the selected scalars begin it where the selector's last
+            pass left them, if it trains; all others at the anchors. Stage 1 ends with a
+            second copy of the weights in host memory then.
         verbose: As in `fit`.
         seed: Int in [0, 2**31): sets Keras's global seed and the default selector's.
 
@@ -216,17 +216,16 @@ def fine_tune(
         "class_weight": class_weight,
         "steps_per_epoch": steps_per_epoch,
     }
-    selection_history, last = keras.callbacks.History(), LastWeights()
-    watching: list[keras.callbacks.Callback] = [selection_history]
-    if stage_2_start == "last values":
-        watching.append(last)
+    selection_history = keras.callbacks.History()
+    goes_back = stage_2_start == "anchors"
+    last = LastWeights(scored_variables(model, exclude) if goes_back else ())
     scores = selector.scores(
         model,
         train,
         loss,
         batch_size=batch_size,
         exclude=exclude,
-        callbacks=watching,
+        callbacks=[selection_history, last],
         verbose=verbose,
         **passes,
     )

@@ -25,7 +25,7 @@ from keras_bayestune.rehearsal import check_one_batch, check_read_twice
 from keras_bayestune.selectors import Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments, split
 from keras_bayestune.selectors.companion import companion
-from keras_bayestune.selectors.selector import weights_restored
+from keras_bayestune.selectors.selector import scored_variables, weights_restored
 from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.sweep_result import FULL, HEAD, SELECTED, Sweep, SweepRun
 from keras_bayestune.updates.replicas import strategy_scope
@@ -59,9 +59,9 @@ def sweep(
 ) -> Sweep:
     """Try fractions and learning rates of stage 2, after one stage 1.
 
-    Every pair is a run from the model's present weights, unless `stage_2_start` says
-    otherwise, in the same order of the data. Beside them, at every learning rate, train
-    the head alone (the variables that do not compete), and all weights. The model is
+    Every pair is a run as of `fine_tune`, all in the same order of the data. Beside
+    them, at every learning rate, train the head alone (the variables that do not
+    compete), and all weights, both from the model's present weights. The model is
     afterwards as it was; `result.best.delta.apply(model)` gives it what the best run
     learned.
 
@@ -150,10 +150,9 @@ def sweep(
         "class_weight": class_weight,
         "steps_per_epoch": steps_per_epoch,
     }
-    history, last = keras.callbacks.History(), LastWeights()
-    watching: list[keras.callbacks.Callback] = [history]
-    if stage_2_start == "last values":
-        watching.append(last)
+    history = keras.callbacks.History()
+    goes_back = stage_2_start == "anchors"
+    last = LastWeights(scored_variables(model, exclude) if goes_back else ())
     keras.utils.set_random_seed(seed)
     scores = selector.scores(
         model,
@@ -161,7 +160,7 @@ def sweep(
         loss,
         batch_size=batch_size,
         exclude=exclude,
-        callbacks=watching,
+        callbacks=[history, last],
         **passes,
     )
     competing, head = _masks_without_fraction(model, scores)

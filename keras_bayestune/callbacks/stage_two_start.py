@@ -1,6 +1,6 @@
 """Where stage 2 starts: at the anchors, or where stage 1 left the selected scalars."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -30,15 +30,19 @@ def check_start(start: str, allowed: tuple[str, ...] = tuple(STARTS)) -> str:
 
 
 class LastWeights(keras.callbacks.Callback):
-    """Copies the trainable weights as the last `fit` leaves them, into host memory.
+    """Copies trainable weights as the last `fit` leaves them, into host memory.
+
+    Args:
+        without: Variables to leave out.
 
     Attributes:
         values: `{id of the variable: array}`; empty before the first `fit` has ended.
     """
 
-    def __init__(self):
+    def __init__(self, without: Iterable[keras.Variable] = ()):
         """Begin with none."""
         super().__init__()
+        self._without = {id(variable) for variable in without}
         self.values: dict[int, np.ndarray] = {}
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -46,6 +50,7 @@ class LastWeights(keras.callbacks.Callback):
         self.values = {
             id(v): np.array(ops.convert_to_numpy(v))
             for v in self.model.trainable_variables
+            if id(v) not in self._without
         }
 
 

@@ -96,7 +96,7 @@ class Masks:
         return kbt.SparseMask.load(place / self._name(cell.fraction)), seconds
 
     def start(self, cell: Cell, model: keras.Model, mask: kbt.SparseMask) -> None:
-        """Give the selected scalars their last values, if the method is to."""
+        """Give the scalars their last values that the method starts from."""
         if methods.form(cell.method)[1]:
             values = self._place(cell, cell.method) / f"{cell.fraction}.values"
             give_to_selected(model, mask, load_file(values))
@@ -128,14 +128,21 @@ class Masks:
                 mask = kbt.SparseMask.from_scores(scores, threshold=0.5, always=head)
                 mask.save(place / self._name(None))
             else:
-                budget, goes_on = methods.form(method)
+                budget, kept = methods.form(method)
                 for p in self.suite.fractions:
                     mask = kbt.SparseMask.from_scores(
                         scores, p, budget=budget, always=head
                     )
                     mask.save(place / self._name(p))
-                    if goes_on:
-                        values = selected_values(problem.model, mask, last.values)
+                    if kept:
+                        values = {
+                            path: array
+                            for path, array in selected_values(
+                                problem.model, mask, last.values
+                            ).items()
+                            if (methods.HEAD if path in head else methods.SELECTED)
+                            in kept
+                        }
                         save_file(values, place / f"{p}.values")
             with replacing(place / "seconds.json") as temporary:
                 temporary.write_text(f"{seconds:.2f}")

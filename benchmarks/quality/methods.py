@@ -152,20 +152,23 @@ VARIANTS = {
     "BayesTune, joint Langevin": {"sampler": JointLangevin()},
     "BayesTune, authors' code": {"sampler": Authors()},
 }
-# What becomes of BayesTune's scores: by which budget they select, and whether stage 2
-# starts from the last values of what is selected.
+# What becomes of BayesTune's scores: by which budget they select, and from the last
+# values of what stage 2 starts.
+SELECTED, HEAD = "selected", "head"
 FORMS = {
-    OURS: (budgets.Global(), False),
-    "BayesTune, last values": (budgets.Global(), True),
-    "BayesTune, relative": (budgets.Relative(), False),
-    "BayesTune, relative, last values": (budgets.Relative(), True),
-    "BayesTune, per tensor": (budgets.PerTensor(), False),
-    "BayesTune, per neuron": (budgets.PerNeuron(), False),
+    OURS: (budgets.Global(), ()),
+    "BayesTune, last values": (budgets.Global(), (SELECTED, HEAD)),
+    "BayesTune, last values, new head": (budgets.Global(), (SELECTED,)),
+    "BayesTune, last head": (budgets.Global(), (HEAD,)),
+    "BayesTune, relative": (budgets.Relative(), ()),
+    "BayesTune, relative, last values": (budgets.Relative(), (SELECTED, HEAD)),
+    "BayesTune, per tensor": (budgets.PerTensor(), ()),
+    "BayesTune, per neuron": (budgets.PerNeuron(), ()),
 }
 
 
 def form(method):
-    """Return budget and start of stage 2 of a method: the defaults of most."""
+    """Return budget and start of a method: those of BayesTune, unless it is a form."""
     return FORMS.get(method, FORMS[OURS])
 
 

@@ -18,10 +18,12 @@ from benchmarks.transfer.network import Network, orders, schedule
 from benchmarks.transfer.programs import Run, Selected
 from benchmarks.transfer.rules import (
     FULL,
+    HEAD,
     HEAD_ONLY,
     LORA,
     NO_FRACTION,
     RULES,
+    SELECTED,
     mask_of,
 )
 from benchmarks.transfer.sources import Found, Settings
@@ -118,8 +120,10 @@ class Runner:
             ]
         ).astype("int32")
         weights = self.task.start(cell.seed)
-        if rule.starts_at_end:  # but the head, which is new for all
+        if SELECTED in rule.kept:
             weights = [*found.weights[:-2], *weights[-2:]]
+        if HEAD in rule.kept:
+            weights = [*weights[:-2], *found.weights[-2:]]
         start = np.concatenate([w.ravel() for w in weights])[indices]
         file = self._mask(cell)
         file.parent.mkdir(parents=True, exist_ok=True)

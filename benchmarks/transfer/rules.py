@@ -16,6 +16,7 @@ from benchmarks.transfer.sources import (
 from keras_bayestune import budgets, selectors
 
 OURS = "BayesTune"
+SELECTED, HEAD = "selected", "head"
 FULL, HEAD_ONLY, LORA, BITFIT = "full", "head only", "LoRA", "BitFit"
 
 
@@ -27,7 +28,7 @@ class Rule:
     meaning: str
     source: Sources | None = None  # `None`: it has no mask
     budget: budgets.Budget = budgets.Global()
-    starts_at_end: bool = False  # stage 2, from the last values of what is selected
+    kept: tuple[str, ...] = ()  # from the last values of what stage 2 starts
 
 
 _STAGE_1 = bayestune("scale")
@@ -35,12 +36,24 @@ _WARMED, _NEW_HEAD = at_anchors(warm=True), at_anchors(warm=False)
 _MAGNITUDE = of_selector("magnitude", lambda _: selectors.Magnitude())
 _LOCAL = budgets.PerTensor()
 RULES = {
-    OURS: Rule("scale", "the library's defaults", _STAGE_1),
+    OURS: Rule("scale", "the library's defaults, with a new head", _STAGE_1),
+    "BayesTune, last head": Rule(
+        "scale",
+        "stage 2 starts from the head of stage 1, as `SparseMaskCallback` does",
+        _STAGE_1,
+        kept=(HEAD,),
+    ),
     "BayesTune, last values": Rule(
+        "scale",
+        "stage 2 starts from the last values of the selected scalars and of the head",
+        _STAGE_1,
+        kept=(SELECTED, HEAD),
+    ),
+    "BayesTune, last values, new head": Rule(
         "scale",
         "stage 2 starts from the last values of the selected scalars",
         _STAGE_1,
-        starts_at_end=True,
+        kept=(SELECTED,),
     ),
     "BayesTune, per tensor": Rule(
         "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
@@ -53,10 +66,10 @@ RULES = {
     ),
     "BayesTune, relative, last values": Rule(
         "scale",
-        "the same, and from the last values",
+        "the same, from the last values",
         _STAGE_1,
         budgets.Relative(),
-        starts_at_end=True,
+        kept=(SELECTED, HEAD),
     ),
     "movement, Adam": Rule(
         "movement, Adam",

@@ -103,7 +103,7 @@ def test_budgets_and_last_values_share_one_selection(tmp_path):
     assert found == dict.fromkeys(chosen, HEAD + int(0.02 * BACKBONE))
     masks = tmp_path / "digits-20-20" / "masks"
     assert len(list(masks.iterdir())) == len(methods.FORMS)
-    [values] = masks.glob("*BayesTune-last*/0.02.values")
+    [values] = masks.glob("*BayesTune-last-values-None*/0.02.values")
     mask = kbt.SparseMask.load(values.with_name("0.02.safetensors"))
     last = cells.load_file(values)
     assert {p: len(v) for p, v in last.items()} == {

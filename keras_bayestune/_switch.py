@@ -32,9 +32,8 @@ def switch(
 
     Weights under a prior and statistics, such as those of batch normalisation, get
     their values of `base` back; a fresh head keeps what it learned, and is in the mask
-    as a whole. `SparseMaskCallback` does the same within `fit`.
-    Afterwards `SparseDelta.from_model(model, mask=stage_2.mask, base=base)` is the
-    delta.
+    as a whole. `SparseMaskCallback` does the same within `fit`. Afterwards
+    `SparseDelta.from_model(model, mask=stage_2.mask, base=base)` is the delta.
 
     Args:
         model: The model, its variables as the loop left them (in JAX, assigned).

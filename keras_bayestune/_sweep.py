@@ -173,7 +173,7 @@ def sweep(
         inner = (optimizer or keras.optimizers.Adam)(rate)
         with weights_restored(model):
             with strategy_scope(model):
-                if method == SELECTED:
+                if mask is not None and method == SELECTED:
                     start = selected_values(model, mask, last.values)
                     give_to_selected(model, mask, start)
                 beside = companion(model, loss, training=True)

@@ -13,9 +13,9 @@ from keras_bayestune.arguments import check_integer, check_seed
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.stage_two_start import (
     OF_A_DELTA,
-    LastWeights,
     check_start,
     give_to_selected,
+    last_weights,
     selected_values,
 )
 from keras_bayestune.callbacks.switching import switch_optimizer
@@ -33,7 +33,6 @@ from keras_bayestune.rehearsal import (
 )
 from keras_bayestune.selectors import Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments, split
-from keras_bayestune.selectors.selector import scored_variables
 from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.updates.replicas import strategy_scope
 
@@ -217,8 +216,7 @@ def fine_tune(
         "steps_per_epoch": steps_per_epoch,
     }
     selection_history = keras.callbacks.History()
-    goes_back = stage_2_start == "anchors"
-    last = LastWeights(scored_variables(model, exclude) if goes_back else ())
+    last = last_weights(model, exclude, stage_2_start)
     scores = selector.scores(
         model,
         train,

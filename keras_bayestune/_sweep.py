@@ -11,9 +11,9 @@ from keras_bayestune.arguments import check_integer, check_number
 from keras_bayestune.callbacks.compact_training import CompactTraining
 from keras_bayestune.callbacks.stage_two_start import (
     OF_A_DELTA,
-    LastWeights,
     check_start,
     give_to_selected,
+    last_weights,
     selected_values,
 )
 from keras_bayestune.default_selector import checked_selector, default_exclude
@@ -25,7 +25,7 @@ from keras_bayestune.rehearsal import check_one_batch, check_read_twice
 from keras_bayestune.selectors import Selector
 from keras_bayestune.selectors.batches import batches_per_epoch, fit_arguments, split
 from keras_bayestune.selectors.companion import companion
-from keras_bayestune.selectors.selector import scored_variables, weights_restored
+from keras_bayestune.selectors.selector import weights_restored
 from keras_bayestune.selectors.steps import check_steps
 from keras_bayestune.sweep_result import FULL, HEAD, SELECTED, Sweep, SweepRun
 from keras_bayestune.updates.replicas import strategy_scope
@@ -151,8 +151,7 @@ def sweep(
         "steps_per_epoch": steps_per_epoch,
     }
     history = keras.callbacks.History()
-    goes_back = stage_2_start == "anchors"
-    last = LastWeights(scored_variables(model, exclude) if goes_back else ())
+    last = last_weights(model, exclude, stage_2_start)
     keras.utils.set_random_seed(seed)
     scores = selector.scores(
         model,

@@ -1,6 +1,6 @@
 """Where stage 2 starts: at the anchors, or where stage 1 left the selected scalars."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_bayestune.masks import SparseMask
 from keras_bayestune.paths import variables_by_path
+from keras_bayestune.selectors.selector import scored_variables
 
 # Each with what it makes of the weights.
 STARTS = {
@@ -52,6 +53,20 @@ class LastWeights(keras.callbacks.Callback):
             for v in self.model.trainable_variables
             if id(v) not in self._without
         }
+
+
+def last_weights(
+    model: keras.Model, exclude: Sequence[str], stage_2_start: str
+) -> LastWeights:
+    """Return the callback for a selector that keeps what stage 2 starts from.
+
+    Args:
+        model: The model.
+        exclude: What does not compete, as in `Selector.scores`.
+        stage_2_start: One of `OF_A_DELTA`; with "anchors" what competes goes back.
+    """
+    goes_back = stage_2_start == "anchors"
+    return LastWeights(without=scored_variables(model, exclude) if goes_back else ())
 
 
 def selected_values(

@@ -97,7 +97,8 @@ class Masks:
 
     def start(self, cell: Cell, model: keras.Model, mask: kbt.SparseMask) -> None:
         """Give the scalars their last values that the method starts from."""
-        if methods.form(cell.method)[1]:
+        _, kept = methods.form(cell.method)
+        if kept:
             values = self._place(cell, cell.method) / f"{cell.fraction}.values"
             give_to_selected(model, mask, load_file(values))
 
@@ -135,14 +136,11 @@ class Masks:
                     )
                     mask.save(place / self._name(p))
                     if kept:
-                        values = {
-                            path: array
-                            for path, array in selected_values(
-                                problem.model, mask, last.values
-                            ).items()
-                            if (methods.HEAD if path in head else methods.SELECTED)
-                            in kept
-                        }
+                        values = selected_values(problem.model, mask, last.values)
+                        if methods.HEAD not in kept:
+                            values = {q: v for q, v in values.items() if q not in head}
+                        if methods.SELECTED not in kept:
+                            values = {q: v for q, v in values.items() if q in head}
                         save_file(values, place / f"{p}.values")
             with replacing(place / "seconds.json") as temporary:
                 temporary.write_text(f"{seconds:.2f}")

@@ -155,7 +155,7 @@ VARIANTS = {
 # What becomes of BayesTune's scores: by which budget they select, and from the last
 # values of what stage 2 starts.
 SELECTED, HEAD = "selected", "head"
-FORMS = {
+FORMS: dict[str, tuple[budgets.Budget, tuple[str, ...]]] = {
     OURS: (budgets.Global(), ()),
     "BayesTune, last values": (budgets.Global(), (SELECTED, HEAD)),
     "BayesTune, last values, new head": (budgets.Global(), (SELECTED,)),

@@ -14,16 +14,15 @@ import numpy as np
 
 from benchmarks.quality.cells import Cell, Results
 from benchmarks.quality.evaluation import figures
+from benchmarks.quality.methods import HEAD, SELECTED
 from benchmarks.transfer.network import Network, orders, schedule
 from benchmarks.transfer.programs import Run, Selected
 from benchmarks.transfer.rules import (
     FULL,
-    HEAD,
     HEAD_ONLY,
     LORA,
     NO_FRACTION,
     RULES,
-    SELECTED,
     mask_of,
 )
 from benchmarks.transfer.sources import Found, Settings
@@ -124,7 +123,7 @@ class Runner:
             weights = [*found.weights[:-2], *weights[-2:]]
         if HEAD in rule.kept:
             weights = [*weights[:-2], *found.weights[-2:]]
-        start = np.concatenate([w.ravel() for w in weights])[indices]
+        start = network.flat(weights)[indices]
         file = self._mask(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(".part.npz")
@@ -158,8 +157,7 @@ class Runner:
             network = self._lora[rank]
         first = network.count - len(head) if cell.method == HEAD_ONLY else 0
         indices = np.arange(first, network.count, dtype="int32")
-        backbone = np.concatenate([w.ravel() for w in network.weights()[:-2]])
-        start = np.concatenate([backbone, head])[indices]
+        start = network.flat([*network.weights()[:-2], head])[indices]
         return Plan(network, indices, start, 0, 0.0)
 
     def _train(self, plans: Mapping[Cell, Plan], results: Results) -> None:

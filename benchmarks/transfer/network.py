@@ -53,17 +53,9 @@ class Network:
             list(weights)
         )
 
-    def flat(self, arrays: Sequence[Array]) -> Array:
-        """Return arrays of the trainable variables as one vector."""
-        return jnp.concatenate([jnp.ravel(array) for array in arrays])
-
-    def unflat(self, vector: Array) -> list[Array]:
-        """Return the arrays that `flat` put in a row."""
-        parts, end = [], 0
-        for shape, size in zip(self.shapes, self.sizes, strict=True):
-            parts.append(vector[end : end + size].reshape(shape))
-            end += size
-        return parts
+    def flat(self, arrays: Sequence[Array]) -> np.ndarray:
+        """Return arrays of the trainable variables as one vector, on the host."""
+        return np.concatenate([np.ravel(array) for array in arrays])
 
 
 def take(x: Inputs, rows: Array) -> Inputs:

@@ -98,8 +98,7 @@ class Selected:
         self.data = jax.tree.map(jnp.asarray, (network.fixed(), *data))
         self._ends = np.cumsum([0, *network.sizes])
         self._windows = np.zeros(len(network.sizes), int)
-        outputs = jax.vmap(network.outputs, (0, None, None))
-        self._outputs = jax.jit(outputs)
+        self._outputs = jax.jit(jax.vmap(network.outputs, (0, None, None)))
 
     def train(
         self, runs: Sequence[Run], held_out: Sequence[Inputs], size: int = 50
@@ -108,20 +107,20 @@ class Selected:
         self._widen(runs)
         for chunk, count in chunks(runs, self.together):
             begin = time.perf_counter()
-            places = [self._places(run.state) for run in chunk]
-            vectors = [self._vector(run) for run in chunk]
-            places, vectors = _stack(places), _stack(vectors)
+            windows = [self._places(run.state) for run in chunk]
+            inside = np.stack([np.concatenate(w) < self._behind for w in windows])
+            values = np.zeros(inside.shape, "float32")
+            values[inside] = np.concatenate([run.start for run in chunk])
+            places, vectors = _stack(windows), jnp.asarray(values)
             weights = self._start(self.base, places, vectors)
             states = _stack([self._state] * len(chunk))
-            shared = places, *self.data
-            carry = weights, vectors, states
+            shared, carry = (places, *self.data), (weights, vectors, states)
             weights, vectors, _ = _loop(self._step, shared, carry, chunk)
             found = [self._predict(weights, x, size) for x in held_out]
-            vectors = np.asarray(vectors)
+            values = np.asarray(vectors)
             seconds = round((time.perf_counter() - begin) / count, 2)
             for i in range(count):
-                inside = np.concatenate(self._places(chunk[i].state)) < self._behind
-                yield vectors[i][inside], [outputs[i] for outputs in found], seconds
+                yield values[i][inside[i]], [outputs[i] for outputs in found], seconds
 
     def _widen(self, runs: Sequence[Run]) -> None:
         """Make the windows wide enough; a new width is a new compilation."""
@@ -143,12 +142,6 @@ class Selected:
             behind = size + np.arange(window - len(inside))
             found.append(np.concatenate([inside, behind]).astype("int32"))
         return found
-
-    def _vector(self, run: Run) -> np.ndarray:
-        """Return the values of the windows in a row, 0 behind the ends."""
-        vector = np.zeros(self._windows.sum(), "float32")
-        vector[np.concatenate(self._places(run.state)) < self._behind] = run.start
-        return vector
 
     def _compile(self) -> None:
         network, cuts = self.network, np.cumsum(self._windows)[:-1]

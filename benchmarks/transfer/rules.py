@@ -3,6 +3,7 @@
 import dataclasses
 
 import keras_bayestune as kbt
+from benchmarks.quality.methods import FORMS
 from benchmarks.transfer.sources import (
     Scores,
     Sources,
@@ -15,8 +16,6 @@ from benchmarks.transfer.sources import (
 )
 from keras_bayestune import budgets, selectors
 
-OURS = "BayesTune"
-SELECTED, HEAD = "selected", "head"
 FULL, HEAD_ONLY, LORA, BITFIT = "full", "head only", "LoRA", "BitFit"
 
 
@@ -28,7 +27,7 @@ class Rule:
     meaning: str
     source: Sources | None = None  # `None`: it has no mask
     budget: budgets.Budget = budgets.Global()
-    kept: tuple[str, ...] = ()  # from the last values of what stage 2 starts
+    kept: tuple[str, ...] = ()  # as of `FORMS`
 
 
 _STAGE_1 = bayestune("scale")
@@ -36,41 +35,10 @@ _WARMED, _NEW_HEAD = at_anchors(warm=True), at_anchors(warm=False)
 _MAGNITUDE = of_selector("magnitude", lambda _: selectors.Magnitude())
 _LOCAL = budgets.PerTensor()
 RULES = {
-    OURS: Rule("scale", "the library's defaults, with a new head", _STAGE_1),
-    "BayesTune, last head": Rule(
-        "scale",
-        "stage 2 starts from the head of stage 1, as `SparseMaskCallback` does",
-        _STAGE_1,
-        kept=(HEAD,),
-    ),
-    "BayesTune, last values": Rule(
-        "scale",
-        "stage 2 starts from the last values of the selected scalars and of the head",
-        _STAGE_1,
-        kept=(SELECTED, HEAD),
-    ),
-    "BayesTune, last values, new head": Rule(
-        "scale",
-        "stage 2 starts from the last values of the selected scalars",
-        _STAGE_1,
-        kept=(SELECTED,),
-    ),
-    "BayesTune, per tensor": Rule(
-        "scale", "every weight tensor gets its share of the budget", _STAGE_1, _LOCAL
-    ),
-    "BayesTune, relative": Rule(
-        "scale",
-        "scores read against the cut of their tensor, pulled to that of all",
-        _STAGE_1,
-        budgets.Relative(),
-    ),
-    "BayesTune, relative, last values": Rule(
-        "scale",
-        "the same, from the last values",
-        _STAGE_1,
-        budgets.Relative(),
-        kept=(SELECTED, HEAD),
-    ),
+    **{
+        name: Rule("scale", "a form of BayesTune", _STAGE_1, budget, kept)
+        for name, (budget, kept) in FORMS.items()
+    },
     "movement, Adam": Rule(
         "movement, Adam",
         "distance from the pre-trained value after full fine-tuning by Adam "

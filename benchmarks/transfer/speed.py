@@ -21,7 +21,7 @@ def measure(
     count = int(fraction * network.count)
     rng = np.random.default_rng(0)
     indices = np.sort(rng.permutation(network.count)[:count]).astype("int32")
-    start = np.concatenate([w.ravel() for w in network.weights()])[indices]
+    start = network.flat(network.weights())[indices]
     rows = len(task.train[1])
 
     def run(steps):
